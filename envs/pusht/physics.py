@@ -1,0 +1,148 @@
+"""PushT's rigid bodies: an agent under position control, a block that moves only while pushed, four walls.
+
+`add_walls`, `add_agent`, `add_block` and `controlled_velocity` are free functions, so that other arrangements
+(many worlds in one space) build on the same bodies and the same control law. The order in which bodies are
+created and added is the original's, because the contact solver's result depends on it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pymunk
+
+from envs.pusht import geometry
+
+
+class WorldState(NamedTuple):
+    """Everything that moves, in pixels, radians and seconds (but not the solver's remembered impulses)."""
+
+    agent_position: tuple[float, float]
+    agent_velocity: tuple[float, float]
+    block_position: tuple[float, float]
+    block_angle: float
+    block_velocity: tuple[float, float]
+    block_angular_velocity: float
+
+
+def make_space() -> pymunk.Space:
+    """A space without gravity that stops every free body at each step (damping 0: quasi-static pushing)."""
+    space = pymunk.Space()
+    space.gravity = (0.0, 0.0)
+    space.damping = 0.0
+    return space
+
+
+def add_walls(space: pymunk.Space) -> None:
+    """Adds the four walls. They stop the block only: the agent is kinematic and passes through them."""
+    space.add(
+        *(
+            pymunk.Segment(space.static_body, start, end, geometry.WALL_RADIUS)
+            for start, end in geometry.WALLS
+        )
+    )
+
+
+def add_agent(space: pymunk.Space) -> pymunk.Body:
+    """Adds the round agent at its start and returns its body."""
+    body = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
+    body.position = geometry.AGENT_START
+    space.add(body, pymunk.Circle(body, geometry.AGENT_RADIUS))
+    return body
+
+
+def add_block(space: pymunk.Space) -> pymunk.Body:
+    """Adds the T at its start and returns its body. `body.position` is the middle of the bar's outer edge."""
+    body = pymunk.Body(geometry.BLOCK_MASS, geometry.BLOCK_MOMENT)
+    bar, stem = pymunk.Poly(body, list(geometry.BAR)), pymunk.Poly(body, list(geometry.STEM))
+    body.center_of_gravity = geometry.BLOCK_CENTER_OF_GRAVITY
+    body.position = geometry.BLOCK_START
+    space.add(body, bar, stem)
+    return body
+
+
+def on_contact(space: Any, callback: Callable[[Any, pymunk.Space, Any], None]) -> None:
+    """Calls `callback(arbiter, space, data)` after each physics step for every touching pair of shapes."""
+    if hasattr(space, "on_collision"):  # pymunk 7
+        space.on_collision(0, 0, post_solve=callback)
+    else:  # pymunk 6
+        space.add_collision_handler(0, 0).post_solve = callback
+
+
+def controlled_velocity(position: float, velocity: float, target: float) -> float:
+    """One axis of the agent's velocity after one physics step of the proportional-derivative control law."""
+    acceleration = geometry.POSITION_GAIN * (target - position) - geometry.VELOCITY_GAIN * velocity
+    return velocity + acceleration * geometry.TIME_STEP
+
+
+class World:
+    """One agent, one block and the walls.
+
+    Attributes: `space` (pymunk.Space), `agent` and `block` (pymunk.Body), `contact_points` (summed over the
+    physics steps of the last control step).
+    """
+
+    def __init__(self) -> None:
+        self.contact_points = 0
+        self.space = make_space()
+        add_walls(self.space)
+        self.agent = add_agent(self.space)
+        self.block = add_block(self.space)
+        on_contact(self.space, self._count_contacts)
+
+    def place(self, state: Sequence[float], position_first: bool = False) -> None:
+        """Puts agent and block at `state` = (agent x, agent y, block x, block y, block angle); all at rest.
+
+        The block turns about its centre of gravity, not about its origin. Setting the angle first therefore
+        ends exactly at `state`; `position_first=True` ends with the origin moved by that turn (the order in
+        which the published evaluations of the Diffusion Policy paper set their initial states).
+        """
+        agent_x, agent_y, block_x, block_y, angle = (float(value) for value in state)
+        self.agent.position = (agent_x, agent_y)
+        if position_first:
+            self.block.position = (block_x, block_y)
+            self.block.angle = angle
+        else:
+            self.block.angle = angle
+            self.block.position = (block_x, block_y)
+        self.agent.velocity = self.block.velocity = (0.0, 0.0)
+        self.block.angular_velocity = 0.0
+
+    def settle(self) -> None:
+        """One physics step without control: starts to push the block out of what it was placed into."""
+        self.space.step(geometry.TIME_STEP)
+
+    def advance(self, target_x: float, target_y: float) -> None:
+        """One control step (0.1 s, ten physics steps) of the agent towards an absolute target, in pixels."""
+        self.contact_points = 0
+        agent, step, time_step = self.agent, self.space.step, geometry.TIME_STEP
+        x, y = agent.position
+        velocity_x, velocity_y = agent.velocity
+        for _ in range(geometry.SUBSTEPS):
+            velocity_x = controlled_velocity(x, velocity_x, target_x)
+            velocity_y = controlled_velocity(y, velocity_y, target_y)
+            agent.velocity = (velocity_x, velocity_y)
+            step(time_step)
+            # Nothing pushes a kinematic body: this is the engine's own update, without the cost of asking.
+            x += velocity_x * time_step
+            y += velocity_y * time_step
+
+    @property
+    def mean_contacts(self) -> int:
+        """Contact points per physics step of the last control step, rounded up."""
+        return math.ceil(self.contact_points / geometry.SUBSTEPS)
+
+    def state(self) -> WorldState:
+        """Positions and velocities of both bodies."""
+        agent, block = self.agent, self.block
+        return WorldState(
+            agent.position,
+            agent.velocity,
+            block.position,
+            block.angle,
+            block.velocity,
+            block.angular_velocity,
+        )
+
+    def _count_contacts(self, arbiter: Any, space: pymunk.Space, data: Any) -> None:
+        self.contact_points += len(arbiter.contact_point_set.points)

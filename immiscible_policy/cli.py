@@ -1,0 +1,104 @@
+"""What the scripts share: configuration errors that teach, one line for an expected failure, and resume."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from immiscible_policy.training import DivergedError
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+# What a user can cause: bad values (DataError and CheckpointError are ValueErrors), files, diverged training.
+EXPECTED = (ValueError, TypeError, OSError, DivergedError, gym.error.Error)
+# What may change when a run is resumed without changing its result.
+RESUME_OVERRIDES = ("resume", "device", "num_threads")
+
+
+def run(entry: Callable[[], None], config_name: str) -> None:
+    """Run a ``hydra.main`` function; failures a user can cause end in one line and exit code 1.
+
+    Set HYDRA_FULL_ERROR=1 for tracebacks.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        entry()
+        return
+    # Hydra prints its own shortened traceback and exits unless told to raise.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        entry()
+    except (HydraException, OmegaConfBaseException, *EXPECTED) as error:
+        fail(explain(error, config_name))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr and exit with code 1."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """An error in one line; a wrong name in an override is answered with the names that exist."""
+    cause: BaseException = error
+    while isinstance(cause, HydraException) and cause.__cause__ is not None and not str(cause):
+        cause = cause.__cause__
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        *parents, key = unknown[1].removeprefix("+").split(".")
+        node = OmegaConf.select(_default_config(config_name), ".".join(parents)) if parents else None
+        if not parents:
+            node = _default_config(config_name)
+        if isinstance(node, DictConfig):
+            where = f" in {'.'.join(parents)}" if parents else ""
+            return f"unknown setting {key!r}{where}: choose one of {', '.join(sorted(map(str, node)))}"
+    missing = re.match(r"In '[^']+': Could not find '([^']+)' Available options in '([^']+)': (.+?)( Config search.*)?$", text)
+    if missing:
+        group, _, choice = missing[1].rpartition("/")
+        return f"{group or missing[2]}={choice}: choose one of {', '.join(missing[3].split())}"
+    return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
+
+
+def _default_config(config_name: str) -> DictConfig:
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(config_name)
+
+
+def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
+    """With ``resume=<run dir>`` among the arguments, make that folder Hydra's run folder and leave its records alone."""
+    folders = [arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return argv
+    folder = Path(folders[-1])
+    if not (folder / ".hydra" / "config.yaml").is_file():
+        fail(f"resume={folder}: not a run folder (it holds no .hydra/config.yaml)")
+    changed = [arg for arg in argv[1:] if arg.split("=")[0] not in RESUME_OVERRIDES and not arg.startswith("-")]
+    if changed:
+        fail(
+            f"{changed[0]}: a resumed run keeps its configuration; only {', '.join(RESUME_OVERRIDES[1:])} may be given "
+            "beside resume"
+        )
+    return [*argv, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+
+
+def resumed_config(cfg: DictConfig) -> DictConfig:
+    """The configuration the interrupted run was started with, with what was given beside ``resume`` applied."""
+    saved = OmegaConf.load(Path(cfg.resume) / ".hydra" / "config.yaml")
+    if not isinstance(saved, DictConfig):
+        raise ValueError(f"resume={cfg.resume}: .hydra/config.yaml is not a configuration")
+    for key in RESUME_OVERRIDES:
+        given = [arg for arg in sys.argv[1:] if arg.startswith(f"{key}=")]
+        if given:
+            OmegaConf.update(saved, key, cfg[key])
+    return saved

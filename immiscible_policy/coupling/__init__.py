@@ -1,0 +1,18 @@
+"""Who meets which noise: couplings between data and Gaussian noise for diffusion training.
+
+A coupling replaces the one line ``noise = torch.randn_like(data)`` of a training loop::
+
+    coupling = KNN(k=2)
+    noise = coupling(data)
+
+It returns noise aligned with ``data`` and never reorders the data, so conditions stay aligned too.
+This package imports torch, scipy and numpy only.
+"""
+
+from immiscible_policy.coupling.base import Coupling
+from immiscible_policy.coupling.diagnose import Diagnosis, diagnose
+from immiscible_policy.coupling.independent import Independent
+from immiscible_policy.coupling.knn import KNN
+from immiscible_policy.coupling.linear_assignment import LinearAssignment
+
+__all__ = ["KNN", "Coupling", "Diagnosis", "Independent", "LinearAssignment", "diagnose"]

@@ -1,0 +1,337 @@
+"""Fetching the human PushT demonstrations: resumable download, checked content, atomic installation.
+
+Nothing appears under its final name before it is complete and verified, so an interrupted run never leaves
+half a data set behind; what was downloaded so far stays in a `.part` file and is continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+from tqdm import tqdm
+
+from immiscible_policy.data.replay import STORE_MARKERS, DataError, ReplayData, load_replay
+
+PUSHT_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
+PUSHT_STORE = "pusht_cchi_v7_replay.zarr"
+# `content_digest` of the 206 human demonstrations as this project uses them. No SHA-256 of the archive is
+# known to us; this digest holds for every copy of the data however it is chunked, compressed or zipped.
+PUSHT_DIGEST = "93c194648df0cf9357149f4276f9b188274a8db04825e8b4e7a82e300b501f02"
+
+_CHUNK = 1 << 18
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+class DownloadError(RuntimeError):
+    """A file could not be fetched, verified or installed; the message says what to do."""
+
+
+class HostError(DownloadError):
+    """The host did not give the file: away, unknown, or refusing."""
+
+
+def fetch_pusht(
+    directory: str | Path,
+    url: str = PUSHT_URL,
+    sha256: str | None = None,
+    archive: str | Path | None = None,
+    force: bool = False,
+    any_content: bool = False,
+    retries: int = 4,
+    retry_delay: float = 2.0,
+    progress: bool = True,
+) -> Path:
+    """Install the demonstrations as `directory/pusht_cchi_v7_replay.zarr`.
+
+    Args:
+        directory: made if missing.
+        url: http(s):// or file:// address of the archive.
+        sha256: of the archive, if you know it.
+        archive: a zip that is already here; nothing is downloaded then, and it is kept.
+        force: replace an installed store (only once the new one is verified).
+        any_content: accept other recordings in the same layout, i.e. do not compare with `PUSHT_DIGEST`.
+
+    Returns:
+        The path of the store.
+
+    Raises:
+        DownloadError: with the steps to take by hand, where the network is the problem.
+    """
+    directory = Path(directory)
+    store = directory / PUSHT_STORE
+    if store.exists() and not force:
+        raise DownloadError(f"{store} exists already; nothing was changed (--force replaces it)")
+    zip_path = Path(archive) if archive is not None else directory / "pusht.zip"
+    if archive is not None and not zip_path.is_file():
+        raise DownloadError(f"there is no archive at {zip_path}")
+    # A zip that a person put there is theirs to keep; one that this call fetches is not needed afterwards.
+    fetched = not zip_path.exists()
+    try:
+        download(url, zip_path, sha256, retries, retry_delay, progress=progress)
+    except HostError as error:
+        raise HostError(f"{error}. {by_hand(url, zip_path)}") from error
+
+    def check(found: Path) -> None:
+        verify_pusht(found, any_content)
+
+    try:
+        install_store(zip_path, store, force=force, check=check)
+    finally:
+        # Also on failure: a damaged download would be found, and refused, by every later run.
+        if fetched:
+            zip_path.unlink(missing_ok=True)
+    return store
+
+
+def by_hand(url: str, zip_path: Path) -> str:
+    """What a person can do when the host does not answer."""
+    return (
+        f"By hand: fetch {url} on any machine, save it as {zip_path}, then run"
+        f" `python scripts/download_pusht.py --archive {zip_path} --directory {zip_path.parent}`"
+    )
+
+
+def download(
+    url: str,
+    destination: str | Path,
+    sha256: str | None = None,
+    retries: int = 4,
+    retry_delay: float = 2.0,
+    timeout: float = 30.0,
+    progress: bool = True,
+) -> Path:
+    """Fetch a file, continuing `<destination>.part` of an earlier run where the server supports ranges.
+
+    Args:
+        url: http://, https:// or file://.
+        destination: final path; its folder is made. A file that is there is kept and returned (after its
+            checksum has been compared, if one is given).
+        sha256: expected digest, 64 hexadecimal digits; without it only the length is checked.
+        retries: further attempts after the first, >= 0; they continue where the last one broke off.
+        retry_delay: seconds before the first retry, doubled for each next one.
+        timeout: seconds without any data after which an attempt is given up.
+
+    Returns:
+        destination.
+
+    Raises:
+        HostError: the host refuses or stays away. DownloadError: the checksum differs, or a disk error.
+        ValueError: an argument out of range.
+    """
+    _check_download_arguments(url, sha256, retries, retry_delay)
+    destination = Path(destination)
+    if not destination.exists():
+        partial = destination.with_name(destination.name + ".part")
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            _fetch_with_retries(url, partial, retries, retry_delay, timeout, progress)
+            if sha256 is not None:
+                _check_sha256(partial, sha256, remove=True)
+            partial.replace(destination)
+        except OSError as error:
+            raise DownloadError(f"cannot write {destination} ({error})") from error
+    elif sha256 is not None:
+        _check_sha256(destination, sha256)
+    return destination
+
+
+def _fetch_with_retries(
+    url: str, partial: Path, retries: int, retry_delay: float, timeout: float, progress: bool
+) -> None:
+    attempts = 1 if urlsplit(url).scheme == "file" else retries + 1
+    for attempt in range(attempts):
+        try:
+            return _fetch(url, partial, timeout, progress)
+        except HTTPError as error:
+            reason = f"HTTP status {error.code} {error.reason}"
+            if error.code not in _TRANSIENT_STATUS:
+                raise HostError(f"cannot download {url}: {reason}") from error
+            failure: Exception = error
+        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
+            reason, failure = str(getattr(error, "reason", error)), error
+        if attempt + 1 < attempts:
+            time.sleep(retry_delay * 2**attempt)
+    raise HostError(f"cannot download {url}: {reason} (attempts: {attempts})") from failure
+
+
+def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"User-Agent": "immiscible-policy", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=timeout)
+    except HTTPError as error:
+        if error.code != 416:
+            raise
+        # Range not satisfiable: either everything is here, or the part belongs to some other file.
+        if error.headers.get("Content-Range", "") == f"bytes */{have}":
+            return
+        partial.unlink()
+        raise ConnectionError(
+            "the server refused to continue the partial file, which was discarded"
+        ) from error
+    with response:
+        resumed = response.status == 206  # 200 (or None, for file://) sends the whole file again
+        content_range = response.headers.get("Content-Range", "")
+        if resumed and not content_range.startswith(f"bytes {have}-"):
+            partial.unlink()
+            raise ConnectionError(f"asked for bytes from {have} on, the server sent {content_range!r}")
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        bar = tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=not progress
+        )
+        with partial.open("ab" if resumed else "wb") as file, bar:
+            while block := _read(response):
+                file.write(block)
+                bar.update(len(block))
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise ConnectionError(f"the connection closed after {size:,} of {total:,} bytes")
+
+
+def _read(response: Any) -> bytes:
+    """The next bytes; a broken connection must not look like a disk that cannot be written."""
+    try:
+        return response.read(_CHUNK)
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+
+
+def install_store(
+    archive: Path, store: Path, force: bool = False, check: Callable[[Path], None] | None = None
+) -> None:
+    """Unpack the zarr store of a zip (at its root or in any folder) as `store`, all of it or nothing.
+
+    Extraction verifies every member's CRC; `check` is called with the unpacked store before it is renamed
+    to its final name and refuses it by raising.
+
+    Raises:
+        DownloadError: a damaged or unsafe archive, no store in it, `check` refused with DataError, or
+            `store` exists and `force` is not set.
+    """
+    if store.exists() and not force:
+        raise DownloadError(f"{store} exists already; nothing was changed (--force replaces it)")
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=store.parent) as folder:
+        unpacked = Path(folder) / "archive"
+        _extract(archive, unpacked)
+        found = _find_store(unpacked, archive)
+        if check is not None:
+            try:
+                check(found)
+            except DataError as error:
+                raise DownloadError(f"{archive} does not hold what was expected: {error}") from error
+        _replace(store, found, set_aside=Path(folder) / "replaced")
+
+
+def _replace(store: Path, new: Path, set_aside: Path) -> None:
+    """Rename `new` to `store`; what was there moves aside, and back if the renaming fails."""
+    if not store.exists():
+        new.rename(store)
+        return
+    store.rename(set_aside)
+    try:
+        new.rename(store)
+    except OSError:
+        set_aside.rename(store)
+        raise
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                _refuse_unsafe(member, archive)
+            opened.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise DownloadError(f"{archive} is not a complete zip archive ({error})") from error
+
+
+def _refuse_unsafe(member: zipfile.ZipInfo, archive: Path) -> None:
+    """Refuse names that leave the folder: zipfile would rewrite them silently instead."""
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    if name.is_absolute() or ".." in name.parts or ":" in member.filename or is_link:
+        raise DownloadError(f"{archive} holds the unsafe entry {member.filename!r}; nothing was installed")
+
+
+def _find_store(folder: Path, archive: Path) -> Path:
+    roots = {path.parent for marker in STORE_MARKERS for path in folder.rglob(marker)}
+    roots = {root for root in roots if "__MACOSX" not in root.parts}
+    if not roots:
+        raise DownloadError(f"{archive} holds no zarr store (no {' or '.join(STORE_MARKERS)} in it)")
+    return min(roots, key=lambda root: (len(root.parts), str(root)))
+
+
+def verify_pusht(store: Path, any_content: bool = False) -> None:
+    """Check that a store is complete and, unless `any_content`, that it is the 206 human demonstrations.
+
+    Raises:
+        DataError: what is wrong with it.
+    """
+    replay = load_replay(store, arrays=("action", "state", "keypoint"))
+    digest = content_digest(replay)
+    if not any_content and digest != PUSHT_DIGEST:
+        raise DataError(
+            f"the recordings are not the 206 PushT demonstrations: content digest {digest}, expected {PUSHT_DIGEST}"
+            f" (--any-content accepts other recordings in the same layout)"
+        )
+
+
+def content_digest(replay: ReplayData) -> str:
+    """SHA-256 over the values of `action`, `state` and `episode_ends`, each with its name and shape.
+
+    It depends on what was recorded, not on chunking, compression or archive.
+    """
+    digest = hashlib.sha256()
+    parts = {
+        "action": replay.arrays["action"].astype("<f4"),
+        "state": replay.arrays["state"].astype("<f4"),
+        "episode_ends": replay.episode_ends.astype("<i8"),
+    }
+    for name, values in parts.items():
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _check_sha256(path: Path, expected: str, remove: bool = False) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    found = digest.hexdigest()
+    if found == expected.lower():
+        return
+    if remove:
+        path.unlink()
+    action = "the download was discarded" if remove else "nothing was changed"
+    raise DownloadError(f"{path} has SHA-256 {found}, expected {expected.lower()}; {action}")
+
+
+def _check_download_arguments(url: str, sha256: str | None, retries: int, retry_delay: float) -> None:
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise ValueError(f"url must begin with https://, http:// or file://, got {url!r}")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
+    if retries < 0:
+        raise ValueError(f"retries must be at least 0, got {retries}")
+    if retry_delay < 0:
+        raise ValueError(f"retry_delay must be at least 0 seconds, got {retry_delay}")

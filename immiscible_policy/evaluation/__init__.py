@@ -1,0 +1,1 @@
+"""Rollouts of trained policies: scores, statistics, videos and the run report."""

@@ -1,0 +1,171 @@
+"""Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from tqdm import tqdm
+
+from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
+from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
+from immiscible_policy.evaluation.video import film_strip, write_video
+from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.training.precision import resolve_precision
+
+DEFINITIONS = {
+    "max_reward": "mean over episodes of the largest coverage / 0.95, clipped to 1 (the published score)",
+    "max_coverage": "mean over episodes of the largest share of the goal's area that the block covered",
+    "final_coverage": "mean over episodes of that share at the episode's last step",
+    "success": "share of episodes whose coverage passed 0.95 (Wilson interval)",
+    "length": "mean episode length in environment steps",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Settings of an evaluation; two policies are comparable only if these are equal.
+
+    Args:
+        n_episodes: episodes, on the seeds ``seed_start``, ``seed_start + 1``, ...
+        seed_start: 100000 and up are the published test states.
+        num_inference_steps: network calls for an action chunk; None takes the policy's own.
+        noise_seed: of the policy's initial noises.
+        n_videos: how many of the first episodes are recorded.
+        mixed_precision: auto | fp32 | bf16 | fp16 for the network.
+    """
+
+    n_episodes: int = 200
+    seed_start: int = 100_000
+    num_inference_steps: int | None = None
+    noise_seed: int = 0
+    n_videos: int = 4
+    mixed_precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes}: must be at least 1")
+        if not 0 <= self.n_videos <= self.n_episodes:
+            raise ValueError(f"n_videos={self.n_videos}: must be between 0 and n_episodes={self.n_episodes}")
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed_start, self.seed_start + self.n_episodes))
+
+
+def environment_factory(policy: DiffusionPolicy) -> Callable[[bool], gym.Env]:
+    """Environments of the task that the policy was trained for (``policy.task``)."""
+    task = policy.task
+    missing = [key for key in ("env_id", "obs_type", "legacy", "max_steps") if key not in task]
+    if missing:
+        raise ValueError(f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on")
+
+    def make(record: bool) -> gym.Env:
+        return gym.make(
+            task["env_id"],
+            obs_type=task["obs_type"],
+            legacy=task["legacy"],
+            max_episode_steps=task["max_steps"],
+            render_mode="rgb_array" if record else None,
+            disable_env_checker=True,
+        )
+
+    return make
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Mean, 95% interval and number of episodes of every measure in ``DEFINITIONS``."""
+    summary = {}
+    for name in DEFINITIONS:
+        values = [float(getattr(episode, name)) for episode in episodes]
+        interval = (
+            success_interval(int(sum(values)), len(values)) if name == "success" else bootstrap_mean(values)
+        )
+        summary[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+    return summary
+
+
+def evaluate_policy(
+    policy: DiffusionPolicy,
+    config: EvaluationConfig,
+    output_dir: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the episodes and return what ``eval.json`` holds; with ``output_dir`` write it, the videos and the strip.
+
+    Returns a dictionary with ``metrics`` (see ``summarize``), ``definitions``, ``settings``, ``episodes`` and, where
+    written, the paths of ``videos`` and ``film_strip`` relative to ``output_dir``.
+    """
+    precision = resolve_precision(config.mixed_precision, str(policy.device))
+    make_env = environment_factory(policy)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)  # before the episodes: an unwritable folder must fail early
+    bar = tqdm(total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False)
+
+    def on_step(finished: int, steps: int) -> None:
+        bar.update(steps - bar.n)
+        bar.set_postfix(finished=f"{finished}/{config.n_episodes}", refresh=False)
+
+    episodes, recordings = rollout(
+        policy,
+        make_env,
+        config.seeds,
+        num_inference_steps=config.num_inference_steps,
+        noise_seed=config.noise_seed,
+        record_seeds=config.seeds[: config.n_videos] if output_dir is not None else (),
+        precision=precision,
+        on_step=on_step,
+    )
+    bar.close()
+    settings = {
+        **asdict(config),
+        "num_inference_steps": config.num_inference_steps or policy.num_inference_steps,
+        "sampler": policy.objective.sampler,
+        "mixed_precision": precision,
+        "task": policy.task,
+        "weights": "exponential moving average",
+    }
+    report: dict[str, Any] = {
+        "metrics": summarize(episodes),
+        "definitions": DEFINITIONS,
+        "settings": settings,
+        "episodes": [asdict(episode) for episode in episodes],
+    }
+    if output_dir is not None:
+        report.update(_write_media(recordings, output_dir))
+        write_json(output_dir / "eval.json", report)
+    return report
+
+
+def _write_media(recordings: Sequence[Recording], output_dir: Path) -> dict[str, Any]:
+    if not recordings:
+        return {}
+    videos = []
+    for recording in recordings:
+        videos.append(f"episode_{recording.seed}.mp4")
+        write_video(recording.frames, output_dir / videos[-1])
+    film_strip(
+        [recording.frames for recording in recordings],
+        output_dir / "film_strip.png",
+        titles=[f"seed {recording.seed}, coverage {max(recording.coverages):.2f}" for recording in recordings],
+    )
+    return {"videos": videos, "film_strip": "film_strip.png"}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: readers see the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def metrics_table(metrics: dict[str, dict[str, float]]) -> str:
+    """The measures as aligned lines, each with its definition."""
+    lines = []
+    for name, value in metrics.items():
+        interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
+        lines.append(f"  {name:<15}{value['mean']:8.3f}  95% {interval:<18}  {DEFINITIONS[name]}")
+    return "\n".join(lines)

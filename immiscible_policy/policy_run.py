@@ -1,0 +1,187 @@
+"""A policy training run from configuration to summary: data, policy, coupling, training, final evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from immiscible_policy.coupling import Coupling
+from immiscible_policy.data.replay import load_replay
+from immiscible_policy.data.windows import ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.evaluation.evaluate import (
+    EvaluationConfig,
+    environment_factory,
+    evaluate_policy,
+    summarize,
+    write_json,
+)
+from immiscible_policy.evaluation.rollout import rollout
+from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
+from immiscible_policy.evaluation.validation import validation_losses
+from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.training import Trainer, TrainerConfig
+from immiscible_policy.training.metrics import read_metrics
+from immiscible_policy.training.precision import resolve_precision
+
+ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
+
+
+@dataclass(frozen=True)
+class PolicyData:
+    """Windows to train and validate on, and all observations and actions (for the normalisers' ranges)."""
+
+    train: ActionWindows
+    validation: ActionWindows | None
+    observation: np.ndarray
+    action: np.ndarray
+
+
+def load_data(cfg: DictConfig) -> PolicyData:
+    """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them."""
+    needed = {"keypoints": ("action", "state", "keypoint"), "state": ("action", "state")}
+    replay = load_replay(cfg.dataset.path, needed.get(cfg.task.obs_type, ("action", "state")))
+    observation = observations_from_replay(replay, cfg.task.obs_type)
+    action = replay.arrays["action"]
+    train, validation = split_episodes(
+        replay.n_episodes, cfg.dataset.val_ratio, cfg.dataset.split_seed, cfg.dataset.max_train_episodes
+    )
+
+    def windows(episodes: np.ndarray) -> ActionWindows:
+        return ActionWindows(
+            observation,
+            action,
+            replay.episode_ends,
+            cfg.policy.horizon,
+            cfg.policy.n_obs_steps,
+            cfg.policy.n_action_steps,
+            episodes,
+        )
+
+    return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action)
+
+
+def build_policy(cfg: DictConfig, data: PolicyData) -> DiffusionPolicy:
+    """The policy that ``cfg`` describes, freshly initialised, with its normalisers fitted on all the data."""
+    policy = DiffusionPolicy(
+        observation_dim=data.observation.shape[1],
+        action_dim=data.action.shape[1],
+        objective=_plain(cfg.objective),
+        task=_plain(cfg.task),
+        **_plain(cfg.policy),
+    )
+    policy.fit_normalizers(torch.from_numpy(data.observation), torch.from_numpy(data.action))
+    return policy
+
+
+def trainer_config(cfg: DictConfig, n_windows: int) -> TrainerConfig:
+    """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
+    options = _plain(cfg.trainer)
+    if cfg.epochs is not None:
+        options["steps"] = max(1, int(cfg.epochs * (n_windows // options["batch_size"])))
+    options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
+    return TrainerConfig(**options)
+
+
+def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate and summarise; returns what ``summary.json`` holds.
+
+    A resumed run continues from its last checkpoint, or goes straight to the final evaluation if training had ended.
+    """
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder")
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    set_seed(cfg.seed)
+    final_config = EvaluationConfig(**_plain(cfg.evaluation))
+    data = load_data(cfg)
+    policy = build_policy(cfg, data)
+    coupling: Coupling = instantiate(cfg.coupling)
+    rollouts = _RolloutEvaluation(cfg, policy)
+    trainer = Trainer(
+        policy,
+        data.train,
+        coupling,
+        trainer_config(cfg, len(data.train)),
+        run_dir,
+        validate=None if data.validation is None else _Validation(data.validation, coupling),
+        evaluate=rollouts,
+    )
+    if resume:
+        trainer.resume()
+    trainer.fit()
+    if not trainer.accelerator.is_main_process:
+        return {}
+    evaluation = evaluate_policy(trainer.averaged_model(), final_config, run_dir / "media")
+    summary = {
+        "coupling": str(coupling),
+        "seed": cfg.seed,
+        "steps": trainer.step,
+        "parameters": sum(p.numel() for p in policy.network.parameters()),
+        "final": evaluation["metrics"],
+        "rollouts": rollout_rules(read_metrics(run_dir / "metrics.jsonl")),
+        "evaluation_settings": evaluation["settings"],
+        "definitions": evaluation["definitions"],
+    }
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The checkpoint rules of the published tables, over the rollouts made while training."""
+    points = [line for line in metrics if line.get("rollout/max_reward") is not None and "train/loss" in line]
+    if not points:
+        return {}
+    losses = [line["train/loss"] for line in points]
+    rules: dict[str, Any] = {"definitions": RULES}
+    for measure in ("max_reward", "max_coverage"):
+        scores = [line[f"rollout/{measure}"] for line in points]
+        rules[measure] = {
+            point.rule: {"value": point.value, "n_points": point.n_points}
+            for point in (last_k_mean(scores), k_min_train_loss_mean(scores, losses), max_score(scores))
+        }
+    return rules
+
+
+class _RolloutEvaluation:
+    """Rollouts while training, on initial states that the final evaluation does not use."""
+
+    def __init__(self, cfg: DictConfig, policy: DiffusionPolicy) -> None:
+        self.config = EvaluationConfig(**_plain(cfg.rollout))
+        self.make_env = environment_factory(policy)
+
+    def __call__(self, policy: DiffusionPolicy, step: int) -> Mapping[str, float]:
+        config = self.config
+        episodes, _ = rollout(
+            policy,
+            self.make_env,
+            config.seeds,
+            num_inference_steps=config.num_inference_steps,
+            noise_seed=config.noise_seed,
+            precision=resolve_precision(config.mixed_precision, str(policy.device)),
+        )
+        summary = summarize(episodes)
+        return {f"rollout/{name}": summary[name]["mean"] for name in ROLLOUT_MEASURES}
+
+
+class _Validation:
+    """Validation losses of the averaged weights."""
+
+    def __init__(self, windows: ActionWindows, coupling: Coupling) -> None:
+        self.windows, self.coupling = windows, coupling
+
+    def __call__(self, policy: DiffusionPolicy) -> Mapping[str, float]:
+        return validation_losses(policy, self.windows, self.coupling)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping in the configuration, found {content!r}")
+    return {str(key): value for key, value in content.items()}

@@ -1,0 +1,112 @@
+"""Checkpoints that survive a kill at any moment: safetensors and JSON, written aside and renamed into place."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS, VALUES = "state.safetensors", "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or belongs to another configuration."""
+
+
+def flatten(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """Move every tensor of a nested structure into ``tensors``; what remains is JSON with references to them.
+
+    Mappings become lists of pairs because optimisers key their state by integers, which JSON objects cannot.
+    """
+    if isinstance(tree, Tensor):
+        tensors[prefix] = tree.detach().cpu().clone().contiguous()
+        return {"tensor": prefix}
+    if isinstance(tree, Mapping):
+        return {"dict": [[key, flatten(value, tensors, f"{prefix}/{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {"list": [flatten(value, tensors, f"{prefix}/{i}") for i, value in enumerate(tree)]}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}
+    raise TypeError(f"checkpoint entry {prefix} is a {type(tree).__name__}: only tensors and JSON values are stored")
+
+
+def unflatten(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of ``flatten`` (tuples come back as lists)."""
+    kind, value = next(iter(node.items()))
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: unflatten(child, tensors) for key, child in value}
+    if kind == "list":
+        return [unflatten(child, tensors) for child in value]
+    return value
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put the finished folder ``source`` in the place of ``target``.
+
+    A folder cannot be replaced in one system call, so the old one first moves aside; ``load_state`` looks there too.
+    """
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def staging_folder(target: Path) -> Path:
+    """An empty folder beside ``target`` to write into before ``replace_folder``."""
+    staging = target.with_name(target.name + ".tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a nested structure of tensors and JSON values as ``folder``, atomically."""
+    tensors: dict[str, Tensor] = {}
+    values = flatten(state, tensors)
+    staging = staging_folder(folder)
+    save_file(tensors, staging / TENSORS)
+    (staging / VALUES).write_text(json.dumps(values))
+    for name in (TENSORS, VALUES):
+        with open(staging / name, "rb") as file:
+            os.fsync(file.fileno())
+    replace_folder(staging, folder)
+
+
+def load_state(folder: Path) -> Any:
+    """Read what ``save_state`` wrote; falls back to the copy set aside if a kill hit between the two renames."""
+    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
+        folder = folder.with_name(folder.name + ".old")
+    for name in (TENSORS, VALUES):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"checkpoint {folder}: {name} is missing, so there is nothing complete to resume from")
+    try:
+        tensors = load_file(folder / TENSORS)
+        return unflatten(json.loads((folder / VALUES).read_text()), tensors)
+    except (SafetensorError, json.JSONDecodeError, KeyError, StopIteration, AttributeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder}: damaged or half-written ({error})") from error
+
+
+def rng_state(generator: torch.Generator) -> dict[str, Tensor]:
+    """Every random state a training step draws from: the loop's generator, and torch's own (dropout)."""
+    state = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(generator: torch.Generator, state: Mapping[str, Tensor]) -> None:
+    """The inverse of ``rng_state``."""
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

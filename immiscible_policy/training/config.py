@@ -1,0 +1,57 @@
+"""The training loop's settings."""
+
+from dataclasses import dataclass
+
+LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of ``Trainer``; defaults are those of the reference diffusion policy where it has them.
+
+    Args:
+        steps: optimiser steps of the whole run; the learning-rate schedule spans them.
+        batch_size: data a step on each process.
+        learning_rate, betas, weight_decay: of AdamW.
+        lr_schedule, warmup_steps: diffusers' schedule by name, and its linear warm-up.
+        gradient_clip: largest global gradient norm; None clips nothing.
+        ema_power, ema_max_decay: weights' moving average with decay 1 - (1 + step)^-power up to the maximum.
+        mixed_precision: auto | fp32 | bf16 | fp16.
+        device: auto | cpu | cuda.
+        seed: of data order, noise and diffusion times.
+        log_every, validate_every, evaluate_every, checkpoint_every: in steps. The last step does all four.
+        tensorboard: write TensorBoard events. wandb: Weights & Biases project, or None.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = 1e-6
+    lr_schedule: str = "cosine"
+    warmup_steps: int = 500
+    gradient_clip: float | None = 1.0
+    ema_power: float = 0.75
+    ema_max_decay: float = 0.9999
+    mixed_precision: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 100
+    validate_every: int = 1_000
+    evaluate_every: int = 1_000
+    checkpoint_every: int = 1_000
+    tensorboard: bool = True
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("steps", "batch_size", "log_every", "validate_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("learning_rate", "ema_power"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"lr_schedule={self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: must be between 0 and steps={self.steps}")

@@ -1,0 +1,71 @@
+"""Where a run's numbers go: metrics.jsonl always, TensorBoard by default, Weights & Biases only if asked."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLogger:
+    """Appends one JSON object a line to ``metrics.jsonl`` and mirrors numbers to the trackers.
+
+    Args:
+        run_dir: existing folder of the run.
+        tensorboard: write TensorBoard events into the run folder.
+        wandb: project name to log to, or None. Needs the ``wandb`` extra.
+        step: the step a resumed run continues from; later lines of an interrupted run are dropped, so that every
+            step stands in the file once.
+    """
+
+    def __init__(self, run_dir: Path, tensorboard: bool = True, wandb: str | None = None, step: int = 0) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self._drop_lines_after(step)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None)
+        if wandb:
+            import wandb as wandb_module
+
+            self._wandb = wandb_module.init(project=wandb, dir=str(run_dir), name=run_dir.name)
+
+    def _drop_lines_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.path)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record numbers under names such as ``train/loss``; NaN is stored as null, as JSON has no NaN."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        numbers = {k: v for k, v in clean.items() if isinstance(v, int | float)}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

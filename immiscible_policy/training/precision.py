@@ -1,0 +1,41 @@
+"""Which device and arithmetic a run uses when the user leaves it to us."""
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` becomes cuda where there is one, else cpu; anything else is checked and returned."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this machine has no CUDA device; choose cpu or auto")
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """``auto`` becomes bf16 where the hardware multiplies in bf16, else fp32.
+
+    Returns fp32, bf16 or fp16. On a CPU without AVX512-BF16 or AMX bf16 is emulated and slower than fp32.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device == "cpu":
+        raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU choose bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # Private queries: torch has no public one for bf16 on CPUs. Without them fp32 is always right.
+    queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, query, bool)() for query in queries) else "fp32"
+
+
+def autocast(precision: str, device: str) -> torch.autocast:
+    """A context that runs the network in a resolved precision (a no-op for fp32)."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.split(":")[0], dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,0 +1,296 @@
+"""The one training loop. It reads from top to bottom in ``Trainer.fit``.
+
+A model is any module whose call returns the loss of a batch, ``model(batch, coupling, generator) -> scalar``, and that
+has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) -> dict of tensors``.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from immiscible_policy.coupling import Coupling
+from immiscible_policy.training.checkpoint import (
+    CheckpointError,
+    load_state,
+    replace_folder,
+    rng_state,
+    save_state,
+    set_rng_state,
+    staging_folder,
+)
+from immiscible_policy.training.config import TrainerConfig
+from immiscible_policy.training.metrics import MetricsLogger
+from immiscible_policy.training.precision import resolve_device, resolve_precision
+
+Metrics = Mapping[str, float]
+
+
+class Dataset(Protocol):
+    """What the loop needs of data: its size, and a batch by indices."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Mapping[str, Tensor]: ...
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Trainer:
+    """Trains a model on a dataset under a coupling, with moving-average weights, checkpoints and resume.
+
+    Args:
+        model: see the module's text; trained in place.
+        dataset: kept wherever its tensors are; batches are moved to the device.
+        coupling: pairs data with noise. Its state is part of a checkpoint.
+        config: the settings.
+        run_dir: checkpoints, metrics and events go here.
+        validate: moving-average model -> numbers, every ``validate_every`` steps.
+        evaluate: (moving-average model, step) -> numbers, every ``evaluate_every`` steps.
+        headline: the number of ``evaluate`` that is shown while training and that picks the ``best`` checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        coupling: Coupling,
+        config: TrainerConfig,
+        run_dir: Path,
+        validate: Callable[[Any], Metrics] | None = None,
+        evaluate: Callable[[Any, int], Metrics] | None = None,
+        headline: str = "rollout/max_coverage",
+    ) -> None:
+        self.config, self.run_dir, self.coupling, self.dataset = config, run_dir, coupling, dataset
+        self.validate, self.evaluate, self.headline = validate, evaluate, headline
+        device = resolve_device(config.device)
+        self.precision = resolve_precision(config.mixed_precision, device)
+        self.accelerator = Accelerator(
+            mixed_precision={"fp32": "no"}.get(self.precision, self.precision), cpu=device == "cpu"
+        )
+        self.device = self.accelerator.device
+        if len(dataset) < self._global_batch:
+            raise ValueError(
+                f"batch_size={config.batch_size} on {self.accelerator.num_processes} processes needs at least "
+                f"{self._global_batch} data, the dataset has {len(dataset)}"
+            )
+        self.ema_model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.lr_schedule = get_scheduler(
+            config.lr_schedule,
+            optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )
+        self.ema = EMAModel(
+            self.parameters,
+            decay=config.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=1.0,
+            power=config.ema_power,
+            foreach=True,
+        )
+        self.generator = torch.Generator(self.device)
+        # A stream of its own for each process; the same for all couplings, so that runs of one seed are paired.
+        self.generator.manual_seed(config.seed * 1_000 + self.accelerator.process_index)
+        self.step = 0
+        self.best: float | None = None
+        self._epoch_order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    @property
+    def _global_batch(self) -> int:
+        return self.config.batch_size * self.accelerator.num_processes
+
+    @property
+    def latest(self) -> Path:
+        return self.run_dir / "checkpoints" / "latest"
+
+    def fit(self) -> None:
+        """Train up to ``config.steps``; a KeyboardInterrupt leaves a checkpoint to resume from."""
+        config, main = self.config, self.accelerator.is_main_process
+        logger = MetricsLogger(self.run_dir, config.tensorboard, config.wandb, self.step) if main else None
+        progress = tqdm(
+            total=config.steps, initial=self.step, desc="train", unit="step", disable=not main, mininterval=1.0
+        )
+        shown: dict[str, str] = {}
+        losses: list[Tensor] = []
+        saved_at = self.step
+        self.model.train()
+        try:
+            while self.step < config.steps:
+                self.step += 1
+                loss, gradient_norm = self._train_step(self._indices(self.step))
+                losses.append(loss)
+                progress.update()
+                metrics: dict[str, float] = {}
+                if self._due(config.log_every):
+                    metrics["train/loss"] = self._mean_loss(losses)
+                    metrics["train/gradient_norm"] = float(gradient_norm)
+                    metrics["train/learning_rate"] = self.lr_schedule.get_last_lr()[0]
+                    metrics["train/epoch"] = self.step * self._global_batch / len(self.dataset)
+                    shown["loss"] = f"{metrics['train/loss']:.4f}"
+                    losses.clear()
+                metrics.update(self._assess())
+                if self.headline in metrics:
+                    shown[self.headline.split("/")[-1].replace("max_", "")] = f"{metrics[self.headline]:.3f}"
+                if metrics:
+                    progress.set_postfix(shown, refresh=False)
+                    if logger is not None:
+                        logger.log(self.step, metrics)
+                if self._due(config.checkpoint_every):
+                    self.save()
+                    saved_at = self.step
+        except KeyboardInterrupt:
+            progress.close()
+            if main:
+                tqdm.write(f"interrupted; the last checkpoint is from step {saved_at}. Continue with resume={self.run_dir}")
+            raise
+        finally:
+            progress.close()
+            if logger is not None:
+                logger.close()
+
+    def _train_step(self, indices: Tensor) -> tuple[Tensor, Tensor | float]:
+        batch = {name: value.to(self.device) for name, value in self.dataset.batch(indices).items()}
+        loss = self.model(batch, self.coupling, self.generator)
+        self.accelerator.backward(loss)
+        limit = self.config.gradient_clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
+        self.optimizer.step()
+        self.lr_schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.parameters)
+        return loss.detach(), norm
+
+    def averaged_model(self) -> nn.Module:
+        """The model with the moving-average weights of this moment, in evaluation mode."""
+        self.ema.copy_to(list(self.ema_model.parameters()))
+        return self.ema_model
+
+    def _assess(self) -> dict[str, float]:
+        """Validation and evaluation of the moving-average weights where they are due."""
+        metrics: dict[str, float] = {}
+        validate = self.validate is not None and self._due(self.config.validate_every)
+        evaluate = self.evaluate is not None and self._due(self.config.evaluate_every)
+        if not (validate or evaluate):
+            return metrics
+        if self.accelerator.is_main_process:
+            self.averaged_model()
+            if validate and self.validate is not None:
+                metrics.update(self.validate(self.ema_model))
+            if evaluate and self.evaluate is not None:
+                metrics.update(self.evaluate(self.ema_model, self.step))
+                self._save_model(f"step={self.step:07d}")
+                score = metrics.get(self.headline)
+                if score is not None and (self.best is None or score > self.best):
+                    self.best = score
+                    self._save_model("best")
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _indices(self, step: int) -> Tensor:
+        """This process' data of a step: a fresh permutation an epoch, a function of (seed, step) alone."""
+        steps_per_epoch = len(self.dataset) // self._global_batch
+        epoch, position = divmod(step - 1, steps_per_epoch)
+        if self._epoch_order[0] != epoch:
+            shuffle = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self._epoch_order = (epoch, torch.randperm(len(self.dataset), generator=shuffle))
+        start = position * self._global_batch + self.accelerator.process_index * self.config.batch_size
+        return self._epoch_order[1][start : start + self.config.batch_size]
+
+    def _mean_loss(self, losses: list[Tensor]) -> float:
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise DivergedError(
+                f"the loss is {mean} at step {self.step}: training has diverged. Lower learning_rate "
+                f"({self.config.learning_rate}) or set gradient_clip ({self.config.gradient_clip}). "
+                f"{self.latest} still holds the last good state."
+            )
+        return mean
+
+    def _save_model(self, name: str) -> None:
+        target = self.run_dir / "checkpoints" / name
+        staging = staging_folder(target)
+        self.ema_model.save_pretrained(staging)
+        replace_folder(staging, target)
+
+    def save(self) -> None:
+        """Write everything that an exact resume needs as ``checkpoints/latest``."""
+        states = self._gather_rng_states()
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_state(
+            self.latest,
+            {
+                "step": self.step,
+                "best": self.best,
+                "precision": self.precision,
+                "config": dataclasses.asdict(self.config),
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_schedule": self.lr_schedule.state_dict(),
+                "ema": {"step": self.ema.optimization_step, "parameters": self.ema.shadow_params},
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "coupling": self.coupling.state_dict(),
+                "rng": states,
+            },
+        )
+
+    def _gather_rng_states(self) -> list[dict[str, Tensor]]:
+        state = rng_state(self.generator)
+        if self.accelerator.num_processes == 1:
+            return [state]
+        gathered = {
+            name: self.accelerator.gather(value.to(self.device).unsqueeze(0)).cpu() for name, value in state.items()
+        }
+        return [{k: v[rank] for k, v in gathered.items()} for rank in range(self.accelerator.num_processes)]
+
+    def resume(self) -> None:
+        """Continue from ``checkpoints/latest``; a CheckpointError says why that cannot be done exactly."""
+        state = load_state(self.latest)
+        model = self.accelerator.unwrap_model(self.model)
+        mine, theirs = json.loads(json.dumps(dataclasses.asdict(self.config))), state["config"]
+        free = ("device", "mixed_precision", "tensorboard", "wandb", "log_every")
+        changed = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
+        if changed or self.precision != state["precision"]:
+            details = [f"{k}={mine[k]} (saved with {theirs.get(k)})" for k in changed]
+            if self.precision != state["precision"]:
+                details.append(f"mixed_precision={self.precision} (saved with {state['precision']})")
+            raise CheckpointError(f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}")
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        if shapes != {name: tuple(value.shape) for name, value in state["model"].items()}:
+            raise CheckpointError(f"checkpoint {self.latest} holds another network than the configuration builds")
+        if len(state["rng"]) != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"checkpoint {self.latest} was written by {len(state['rng'])} processes, this run has "
+                f"{self.accelerator.num_processes}: an exact resume needs the same number"
+            )
+        model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.ema.optimization_step = state["ema"]["step"]
+        self.ema.shadow_params = [p.to(self.device) for p in state["ema"]["parameters"]]
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.coupling.load_state_dict(state["coupling"])
+        set_rng_state(self.generator, state["rng"][self.accelerator.process_index])
+        self.step, self.best = state["step"], state["best"]

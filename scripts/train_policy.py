@@ -1,0 +1,35 @@
+"""Train a diffusion policy under a noise coupling: python scripts/train_policy.py coupling=knn k=2"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from immiscible_policy import cli
+from immiscible_policy.evaluation.evaluate import metrics_table
+from immiscible_policy.policy_run import train_policy
+
+
+@hydra.main(config_path="../configs", config_name="train_policy", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    resume = cfg.resume is not None
+    if resume:
+        cfg = cli.resumed_config(cfg)
+    print(f"run folder {run_dir}")
+    summary = train_policy(cfg, run_dir, resume)
+    if not summary:
+        return
+    print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
+    print(metrics_table(summary["final"]))
+    print(f"summary    {run_dir / 'summary.json'}")
+    print(f"policy     {run_dir / 'checkpoints' / 'final'}")
+    print(f"videos     {run_dir / 'media'}")
+    print(f"film strip {run_dir / 'media' / 'film_strip.png'}")
+
+
+if __name__ == "__main__":
+    sys.argv = cli.point_hydra_at_resumed_run(sys.argv)
+    cli.run(main, "train_policy")

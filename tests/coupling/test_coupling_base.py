@@ -1,0 +1,172 @@
+"""What every coupling promises: shapes, dtypes, the generator, clear refusals, no heavy imports."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+
+ALL = [
+    Independent(),
+    KNN(k=2),
+    KNN(k=3, metric="inner"),
+    KNN(k=3, candidates="explicit"),
+    LinearAssignment(),
+    LinearAssignment("sqeuclidean"),
+    LinearAssignment("l1"),
+]
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
+dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(ALL), shapes, dtypes, st.integers(0, 2**31), st.booleans())
+def test_any_rank_and_dtype_in_the_same_out(coupling, shape, dtype, seed, given_noise):
+    data = torch.randn(shape, generator=generator(seed)).to(dtype)
+    noise = torch.randn(shape, generator=generator(seed + 1)).to(dtype) if given_noise else None
+    before = data.clone(), None if noise is None else noise.clone()
+    result = coupling(data, noise, generator=generator(seed + 2))
+    assert result.shape == data.shape
+    assert result.dtype == dtype
+    assert result.device == data.device
+    assert torch.isfinite(result).all()
+    assert torch.equal(data, before[0])
+    if noise is not None:
+        assert torch.equal(noise, before[1])
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_the_generator_decides_everything(coupling):
+    data = torch.randn(16, 4, 2, generator=generator(0))
+    torch.manual_seed(1)
+    first = coupling(data, generator=generator(5))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = coupling(data, generator=generator(5))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, coupling(data, generator=generator(6)))
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_rows_stay_with_their_sample(coupling):
+    """Far-apart samples get noise that leans towards themselves (or nothing), never data moved."""
+    data = torch.randn(32, 8, generator=generator(0)) * 2
+    noise = coupling(data, generator=generator(1))
+    own = (data * noise).sum(1).mean()
+    other = (data.roll(1, 0) * noise).sum(1).mean()
+    if isinstance(coupling, Independent):
+        assert torch.equal(noise, torch.randn(32, 8, generator=generator(1)))
+    else:
+        assert own > other + 0.5
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_no_gradient_flows(coupling):
+    data = torch.randn(4, 3, requires_grad=True)
+    noise = torch.randn(4, 3, requires_grad=True)
+    assert not coupling(data).requires_grad
+    assert not coupling(data, noise).requires_grad
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 0)])
+def test_empty_batches_come_back_empty(coupling, shape):
+    assert coupling(torch.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_autocast_does_not_lower_the_precision_of_distances(coupling):
+    data = torch.randn(64, 16, generator=generator(0))
+    plain = coupling(data, generator=generator(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = coupling(data, generator=generator(1))
+    assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_state_is_empty_and_foreign_state_is_refused(coupling):
+    assert coupling.state_dict() == {}
+    coupling.load_state_dict({})
+    with pytest.raises(ValueError, match=r"state of \w+ must be empty.*\['weight'\]"):
+        coupling.load_state_dict({"weight": 1.0})
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_couplings_are_frozen_values(coupling):
+    assert coupling == type(coupling)(**vars(coupling))
+    assert hash(coupling) == hash(type(coupling)(**vars(coupling)))
+    with pytest.raises(FrozenInstanceError):
+        coupling.k = 5
+
+
+def test_a_new_coupling_needs_only_one_method():
+    class Opposite(Coupling):
+        def _couple(self, data, noise, condition, mask, generator):
+            return -noise
+
+    noise = torch.randn(3, 2)
+    assert torch.equal(Opposite()(torch.zeros(3, 2), noise), -noise)
+
+
+X = torch.zeros(4, 3, 2)
+BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"data": [[0.0]]}, TypeError, r"data must be a torch.Tensor, got list"),
+    ({"data": torch.zeros(4, 3, dtype=torch.long)}, TypeError, r"data must be float16.*got torch.int64"),
+    ({"data": torch.tensor(1.0)}, ValueError, r"data must have a batch dimension.*shape \(\)"),
+    ({"data": X + float("nan")}, ValueError, r"data must be finite, got 24 NaN or infinite of 24"),
+    ({"data": X - float("inf")}, ValueError, r"data must be finite, got 24 NaN or infinite of 24"),
+    ({"data": X + 1e25}, ValueError, r"data must be normalised.*1e\+25.*overflow torch.float32"),
+    ({"data": X, "noise": 0.0}, TypeError, r"noise must be a torch.Tensor or None, got float"),
+    ({"data": X, "noise": torch.zeros(4, 6)}, ValueError, r"noise must have the shape of data \(4, 3, 2\), got \(4, 6\)"),
+    ({"data": X, "noise": X.double()}, TypeError, r"noise must have the dtype of data torch.float32, got torch.float64"),
+    ({"data": X, "noise": X.to("meta")}, ValueError, r"noise must be on the device of data cpu, got meta"),
+    ({"data": X, "noise": X * float("nan")}, ValueError, r"noise must be finite, got 24 NaN"),
+    ({"data": X, "condition": "red"}, TypeError, r"condition must be a torch.Tensor or None, got str"),
+    ({"data": X, "condition": torch.zeros(5)}, ValueError, r"condition must have one row per sample.*B=4.*\(5,\)"),
+    ({"data": X, "condition": torch.tensor(5)}, ValueError, r"condition must have one row per sample.*\(\)"),
+    ({"data": X, "mask": [True]}, TypeError, r"mask must be a torch.Tensor or None, got list"),
+    ({"data": X, "mask": torch.ones(4, 3, 2)}, TypeError, r"mask must be a bool tensor.*got torch.float32"),
+    ({"data": X, "mask": torch.ones(4, 3, dtype=torch.bool)}, ValueError, r"mask must be broadcastable.*mask\[..., None\]"),
+    ({"data": X, "mask": torch.ones(1, 4, 3, 2, dtype=torch.bool)}, ValueError, r"mask must be broadcastable.*\(1, 4, 3, 2\)"),
+    ({"data": X, "mask": torch.ones(4, 3, 2, dtype=torch.bool, device="meta")}, ValueError, r"mask must be on the device"),
+    ({"data": X, "generator": 3}, TypeError, r"generator must be a torch.Generator or None, got int"),
+    ({"data": X.to("meta"), "generator": torch.Generator()}, ValueError, r"generator must be on the device of data meta, got cpu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("coupling", [Independent(), KNN(k=2), LinearAssignment()], ids=repr)
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
+def test_bad_arguments_are_named(coupling, arguments, error, message):
+    with pytest.raises(error, match=message):
+        coupling(**arguments)
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_padding_may_hold_anything(coupling):
+    data = torch.randn(6, 4, 2, generator=generator(0))
+    mask = torch.ones(6, 4, 1, dtype=torch.bool)
+    mask[2:, 3] = False
+    poisoned = data.masked_fill(~mask, float("nan"))
+    zeroed = data.masked_fill(~mask, 0.0)
+    result = coupling(poisoned, mask=mask, generator=generator(1))
+    assert torch.equal(result, coupling(zeroed, mask=mask, generator=generator(1)))
+    with pytest.raises(ValueError, match="data must be finite, got 8 NaN"):
+        coupling(poisoned)
+
+
+def test_import_stays_light():
+    heavy = ("diffusers", "transformers", "accelerate", "hydra", "gymnasium", "matplotlib")
+    code = f"import sys, immiscible_policy.coupling; print([m for m in {heavy!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
