@@ -1,7 +1,9 @@
 """A policy training run from configuration to summary: data, policy, coupling, training, final evaluation."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,9 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder")
+        raise ValueError(
+            f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder"
+        )
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     set_seed(cfg.seed)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
@@ -110,7 +114,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         coupling,
         trainer_config(cfg, len(data.train)),
         run_dir,
-        validate=None if data.validation is None else _Validation(data.validation, coupling),
+        validate=None if data.validation is None else _Validation(data.validation, coupling, cfg.batch_size),
         evaluate=rollouts,
     )
     if resume:
@@ -123,6 +127,13 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         "coupling": str(coupling),
         "seed": cfg.seed,
         "steps": trainer.step,
+        "training_seconds": {"wall": trainer.seconds.wall, "cpu": trainer.seconds.cpu},
+        "num_threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {
+            name: version(name) for name in ("immiscible-policy", "torch", "diffusers", "pymunk", "numpy")
+        },
         "parameters": sum(p.numel() for p in policy.network.parameters()),
         "final": evaluation["metrics"],
         "rollouts": rollout_rules(read_metrics(run_dir / "metrics.jsonl")),
@@ -131,6 +142,22 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     }
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def last_policy_folder(folder: Path) -> Path:
+    """The policy folder that ``folder`` is, or the last one of the run that it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    saved = sorted((folder / "checkpoints").glob("step=*[0-9]"))
+    if not saved:
+        raise ValueError(
+            f"policy={folder}: neither a policy folder (config.json, model.safetensors) nor a run folder"
+        )
+    return saved[-1]
 
 
 def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,11 +200,11 @@ class _RolloutEvaluation:
 class _Validation:
     """Validation losses of the averaged weights."""
 
-    def __init__(self, windows: ActionWindows, coupling: Coupling) -> None:
-        self.windows, self.coupling = windows, coupling
+    def __init__(self, windows: ActionWindows, coupling: Coupling, batch_size: int) -> None:
+        self.windows, self.coupling, self.batch_size = windows, coupling, batch_size
 
     def __call__(self, policy: DiffusionPolicy) -> Mapping[str, float]:
-        return validation_losses(policy, self.windows, self.coupling)
+        return validation_losses(policy, self.windows, self.coupling, self.batch_size)
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

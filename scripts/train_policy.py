@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import metrics_table
-from immiscible_policy.policy_run import train_policy
+from immiscible_policy.policy_run import last_policy_folder, train_policy
 
 
 @hydra.main(config_path="../configs", config_name="train_policy", version_base="1.3")
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
     print(metrics_table(summary["final"]))
     print(f"summary    {run_dir / 'summary.json'}")
-    print(f"policy     {run_dir / 'checkpoints' / 'final'}")
+    print(f"policy     {last_policy_folder(run_dir)}")
     print(f"videos     {run_dir / 'media'}")
     print(f"film strip {run_dir / 'media' / 'film_strip.png'}")
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OBSERVATION_TYPES = ("state", "keypoints", "pixels", "pixels_agent_pos")
 RENDER_MODES = ("human", "rgb_array")
 FULL_TURN = 2.0 * math.pi
+# The agent is stronger than the walls and can press the block through them, as far as it reaches itself.
+BLOCK_MARGIN = 160.0
 _MAX_SEED = 2**32 - 1
 
 Observation = Any
@@ -34,7 +36,8 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Observation, by `obs_type` (pixels of the 512 x 512 window, radians):
 
-    - `state`: Box (5,) float64: agent x, y, block x, y, block angle in [0, 2 pi).
+    - `state`: Box (5,) float64: agent x, y, block x, y, block angle in [0, 2 pi). The agent stays in the
+      window; the block's bounds are wider by 160 px, because a hard push can press it through a wall.
     - `keypoints`: Box (20,) float64: nine points on the block as x, y pairs, then agent x, y.
     - `pixels`: Box (observation_height, observation_width, 3) uint8.
     - `pixels_agent_pos`: Dict of `pixels` and `agent_pos`, Box (2,) float64.
@@ -50,8 +53,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     Reset: `reset(seed=s)` starts at the state that the original draws for seed s. Without a seed, a fresh
     one is drawn from `np_random`, so a sequence of resets is fixed by the first seed. With
     `reset(options={"state": (agent x, agent y, block x, block y, block angle)})` the episode starts at that
-    state, at rest, and without the physics step that the original takes: with `legacy=False` the
-    observation equals the given state, and a recorded episode replays from it.
+    state, at rest: with `legacy=False` the observation equals it, and a recorded episode replays from it.
 
     Args:
         obs_type: one of `OBSERVATION_TYPES`.
@@ -127,13 +129,10 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         # A fresh world: the solver remembers contacts, and an episode must not depend on the one before.
         self.world = World()
         if state is None:
-            if seed is None:
-                seed = int(self.np_random.integers(_MAX_SEED, endpoint=True))
-            self.world.place(initial_state(seed).tolist(), position_first=self.legacy)
-            self.world.settle()
-            self.world.contact_points = 0
-        else:
-            self.world.place(state, position_first=self.legacy)
+            drawn = seed if seed is not None else int(self.np_random.integers(_MAX_SEED, endpoint=True))
+            state = initial_state(drawn).tolist()
+        self.world.place(state, position_first=self.legacy)
+        self.world.settle()
         self._target = None
         self.max_coverage = coverage = self.coverage()
         if self.render_mode == "human":
@@ -249,11 +248,10 @@ def _observation_space(obs_type: str, width: int, height: int) -> spaces.Space[A
     position = spaces.Box(0.0, WINDOW_SIZE, (2,), np.float64)
     pixels = spaces.Box(0, 255, (height, width, 3), np.uint8)
     if obs_type == "state":
-        high = np.array([WINDOW_SIZE] * 4 + [FULL_TURN])
-        return spaces.Box(np.zeros(5), high, dtype=np.float64)
+        low = np.array([0.0, 0.0, -BLOCK_MARGIN, -BLOCK_MARGIN, 0.0])
+        return spaces.Box(low, np.array([*(WINDOW_SIZE - low[:4]), FULL_TURN]), dtype=np.float64)
     if obs_type == "keypoints":
-        # The block's origin stays in the window; its far end may start outside of it.
-        low = np.array([-KEYPOINT_REACH] * 18 + [0.0] * 2, dtype=np.float64)
+        low = np.array([-BLOCK_MARGIN - KEYPOINT_REACH] * (2 * len(BLOCK_KEYPOINTS)) + [0.0, 0.0])
         return spaces.Box(low, WINDOW_SIZE - low, dtype=np.float64)
     if obs_type == "pixels":
         return pixels

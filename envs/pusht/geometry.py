@@ -73,10 +73,10 @@ TARGET_COLOR: Color = (255, 0, 0)
 
 _GOAL_COS = math.cos(GOAL_POSE[2])
 _GOAL_SIN = math.sin(GOAL_POSE[2])
-_RECTANGLES = (
-    (-60.0, 60.0, 0.0, 30.0),
-    (-15.0, 15.0, 30.0, 120.0),
-)  # x_min, x_max, y_min, y_max of bar and stem
+# Bar and stem as x_min, x_max, y_min, y_max.
+_RECTANGLES = ((-60.0, 60.0, 0.0, 30.0), (-15.0, 15.0, 30.0, 120.0))
+# Square pixels. The contour integrals of shapes that do not overlap cancel up to rounding errors below this.
+_ROUNDING_AREA = 1e-9
 
 
 def to_world(points: Sequence[Point], x: float, y: float, angle: float) -> list[Point]:
@@ -106,7 +106,7 @@ def coverage(x: float, y: float, angle: float) -> float:
             if not (y0 == y1 or (y0 <= y_min and y1 <= y_min) or (y0 >= y_max and y1 >= y_max)):
                 area += _clamped_integral(x0, y0, x1, y1, x_min, x_max, y_min, y_max)
             x0, y0 = x1, y1
-    return min(max(area / BLOCK_AREA, 0.0), 1.0)
+    return 0.0 if area < _ROUNDING_AREA else min(area / BLOCK_AREA, 1.0)
 
 
 def _clamped_integral(

@@ -109,8 +109,13 @@ class World:
         self.block.angular_velocity = 0.0
 
     def settle(self) -> None:
-        """One physics step without control: starts to push the block out of what it was placed into."""
+        """One physics step without control, as in the original after a state is set.
+
+        At rest nothing moves in it. A block that was placed into the agent or a wall takes up the speed
+        with which it will leave in the next step: recordings that start in contact replay only with this.
+        """
         self.space.step(geometry.TIME_STEP)
+        self.contact_points = 0
 
     def advance(self, target_x: float, target_y: float) -> None:
         """One control step (0.1 s, ten physics steps) of the agent towards an absolute target, in pixels."""

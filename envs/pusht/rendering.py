@@ -111,7 +111,7 @@ def resized(surface: pygame.Surface, width: int, height: int) -> NDArray[np.uint
 def _taps(source: int, target: int) -> tuple[NDArray[np.intp], tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """The two source pixels of each target pixel along one axis, and their weights, which sum to 2048.
 
-    Returns indices of shape (2 target,), all the first ones before all the second ones, and a pair of (target,).
+    Returns indices (2 target,), all first ones before all second ones, and a pair of weights (target,).
     """
     position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
     first = np.floor(position).astype(np.intp)
@@ -142,7 +142,7 @@ def _draw_thick_line(surface: pygame.Surface, start: Point, end: Point, radius: 
     pygame.draw.line(surface, color, ends[0], ends[1], round(2 * radius))
     length = math.hypot(x1 - x0, y1 - y0)
     if length > 0:
-        # Widened along the mirrored direction, not along the normal: as in the recorded images.
+        # Widened along the mirrored direction, not along the normal, as in the recorded images.
         u, v = round(abs(y1 - y0) * radius / length), round(abs(x1 - x0) * radius / length)
         pygame.draw.polygon(
             surface, color, [(x0 - u, y0 - v), (x0 + u, y0 + v), (x1 + u, y1 + v), (x1 - u, y1 - v)]

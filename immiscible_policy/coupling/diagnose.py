@@ -175,10 +175,12 @@ def explained_share(regressors: Tensor, noise: Tensor, valid: Tensor) -> float:
 def _leading_components(regressors: Tensor, at_most: int) -> Tensor:
     """Orthonormal basis (B, p) of the leading principal components' scores, p <= at_most."""
     centred = regressors - regressors.mean(0)
-    scores, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    # QR first: the SVD of a tall matrix is then that of a small one, with no loss of digits.
+    frame, small = torch.linalg.qr(centred)
+    scores, singular, _ = torch.linalg.svd(small, full_matrices=False)
     scale = float(torch.linalg.vector_norm(regressors))
     rank = int((singular > scale * max(centred.shape) * np.finfo(np.float64).eps).sum())
-    return scores[:, : min(rank, at_most)]
+    return frame @ scores[:, : min(rank, at_most)]
 
 
 def _regressors(condition: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class KNN(Coupling):
     bit. ``k=1`` is therefore :class:`Independent`.
 
     With ``mask``, distances, norms and D count the valid entries only; the others keep the noise as
-    drawn. Half-precision data is coupled in float32, float64 data in float64.
+    drawn. Half-precision data is coupled in float32, float64 data in float64. Memory beyond the draw and
+    the result: O(B*k); with a mask one more (B, D) tensor; for half precision the float32 copies.
 
     Args:
         k: number of candidates, an integer >= 1. With ``metric="inner"`` and exact candidates any real
@@ -98,13 +99,13 @@ def _nearest(
 ) -> Tensor:
     """Nearest of k draws in L2. x, first: (B, D), x zero where not valid. Returns (B, D)."""
     norm, inverse_norm, no_direction = _norms(x)
-    g_first = torch.linalg.vecdot(x, first).unsqueeze(1) * inverse_norm
+    # Counted before the buffer exists, since torch widens the whole mask to sum it.
+    dims = x.shape[1] if valid is None else valid.sum(1, keepdim=True, dtype=torch.int32)
+    buffer = torch.mul(x, first)  # the only (B, D) memory: products, then the residual, then the result
+    g_first = buffer.sum(1, keepdim=True).mul_(inverse_norm)
     # |first|^2 - g^2 would cancel in low dimension (all digits at D=2): form the residual itself.
-    residual = torch.addcmul(first, x, g_first * -inverse_norm)
-    if valid is None:
-        dims: int | Tensor = x.shape[1]
-    else:
-        dims = valid.sum(1, keepdim=True)
+    residual = torch.addcmul(first, x, g_first * -inverse_norm, out=buffer)
+    if valid is not None:
         residual.masked_fill_(~valid, 0.0)
     r_first = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
 
@@ -123,9 +124,9 @@ def _nearest(
         no_residual = torch.as_tensor(dims, device=x.device) < 2
         scale = torch.where(no_residual & ~no_direction, 1.0, scale)
     along = torch.addcmul(g_best, scale, g_first, value=-1.0) * inverse_norm
-    # scale * (first - g_first e) + g_best e, in the residual's memory; gives `first` exactly where it won.
-    chosen = torch.mul(first, scale, out=residual).addcmul_(x, along)
-    return chosen if valid is None else torch.where(valid, chosen, first)
+    # scale * (first - g_first e) + g_best e, written such that it is `first` exactly where that won.
+    chosen = torch.mul(first, scale, out=buffer).addcmul_(x, along)
+    return chosen if valid is None else torch.where(valid, chosen, first, out=buffer)
 
 
 def _most_aligned(x: Tensor, first: Tensor, k: float, generator: torch.Generator | None) -> Tensor:

@@ -290,8 +290,8 @@ def verify_pusht(store: Path, any_content: bool = False) -> None:
     digest = content_digest(replay)
     if not any_content and digest != PUSHT_DIGEST:
         raise DataError(
-            f"the recordings are not the 206 PushT demonstrations: content digest {digest}, expected {PUSHT_DIGEST}"
-            f" (--any-content accepts other recordings in the same layout)"
+            f"the recordings are not the 206 PushT demonstrations: content digest {digest},"
+            f" expected {PUSHT_DIGEST} (--any-content accepts other recordings in the same layout)"
         )
 
 

@@ -113,14 +113,18 @@ class DDPM:
         """Data of ``shape`` from standard normal noise (or from ``noise``) in ``steps`` network calls (default T)."""
         steps = self.num_train_timesteps if steps is None else steps
         if not 1 <= steps <= self.num_train_timesteps:
-            raise ValueError(f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps")
+            raise ValueError(
+                f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps"
+            )
         scheduler = self.scheduler
         if self.sampler == "ddim":
             scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         else:
             scheduler = DDPMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(steps, device=device)
-        sample = randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
+        sample = (
+            randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
+        )
         for t in scheduler.timesteps:
             prediction = network(sample, t.expand(shape[0]), condition)
             sample = scheduler.step(prediction.float(), t, sample, generator=generator).prev_sample

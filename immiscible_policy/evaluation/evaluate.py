@@ -1,6 +1,7 @@
 """Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -61,7 +62,9 @@ def environment_factory(policy: DiffusionPolicy) -> Callable[[bool], gym.Env]:
     task = policy.task
     missing = [key for key in ("env_id", "obs_type", "legacy", "max_steps") if key not in task]
     if missing:
-        raise ValueError(f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on")
+        raise ValueError(
+            f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on"
+        )
 
     def make(record: bool) -> gym.Env:
         return gym.make(
@@ -81,9 +84,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     summary = {}
     for name in DEFINITIONS:
         values = [float(getattr(episode, name)) for episode in episodes]
-        interval = (
-            success_interval(int(sum(values)), len(values)) if name == "success" else bootstrap_mean(values)
-        )
+        interval = success_interval(values) if name == "success" else bootstrap_mean(values)
         summary[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
     return summary
 
@@ -102,8 +103,12 @@ def evaluate_policy(
     precision = resolve_precision(config.mixed_precision, str(policy.device))
     make_env = environment_factory(policy)
     if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)  # before the episodes: an unwritable folder must fail early
-    bar = tqdm(total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False)
+        output_dir.mkdir(
+            parents=True, exist_ok=True
+        )  # before the episodes: an unwritable folder must fail early
+    bar = tqdm(
+        total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False
+    )
 
     def on_step(finished: int, steps: int) -> None:
         bar.update(steps - bar.n)
@@ -150,16 +155,25 @@ def _write_media(recordings: Sequence[Recording], output_dir: Path) -> dict[str,
     film_strip(
         [recording.frames for recording in recordings],
         output_dir / "film_strip.png",
-        titles=[f"seed {recording.seed}, coverage {max(recording.coverages):.2f}" for recording in recordings],
+        titles=[f"seed {recording.seed}" for recording in recordings],
+        coverages=[recording.coverages for recording in recordings],
     )
     return {"videos": videos, "film_strip": "film_strip.png"}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: readers see the old file or the new one."""
+    """Write JSON atomically: readers see the old file or the new one. NaN, which JSON lacks, becomes null."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -10,7 +10,7 @@ from immiscible_policy.training import Dataset
 
 @torch.no_grad()
 def validation_losses(
-    model: Any, dataset: Dataset, coupling: Coupling, batch_size: int = 256, seed: int = 0
+    model: Any, dataset: Dataset, coupling: Coupling, batch_size: int = 64, seed: int = 0
 ) -> dict[str, float]:
     """Mean loss of a model over a dataset, with fresh independent noise and with the training coupling's noise.
 

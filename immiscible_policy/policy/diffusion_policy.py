@@ -155,11 +155,15 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Diffu
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(f"policy folder {folder}: {name} is missing, so this is not a complete saved policy")
+            raise ValueError(
+                f"policy folder {folder}: {name} is missing, so this is not a complete saved policy"
+            )
     try:
         policy = DiffusionPolicy.from_pretrained(folder, map_location=str(device), strict=True)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"policy folder {folder}: damaged or half-written file ({error})") from error
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"policy folder {folder}: weights and config.json do not belong together ({error})") from error
+        raise ValueError(
+            f"policy folder {folder}: weights and config.json do not belong together ({error})"
+        ) from error
     return policy.to(device).eval()

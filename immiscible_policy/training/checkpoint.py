@@ -33,7 +33,9 @@ def flatten(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
         return {"list": [flatten(value, tensors, f"{prefix}/{i}") for i, value in enumerate(tree)]}
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": tree}
-    raise TypeError(f"checkpoint entry {prefix} is a {type(tree).__name__}: only tensors and JSON values are stored")
+    raise TypeError(
+        f"checkpoint entry {prefix} is a {type(tree).__name__}: only tensors and JSON values are stored"
+    )
 
 
 def unflatten(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
@@ -88,11 +90,20 @@ def load_state(folder: Path) -> Any:
         folder = folder.with_name(folder.name + ".old")
     for name in (TENSORS, VALUES):
         if not (folder / name).is_file():
-            raise CheckpointError(f"checkpoint {folder}: {name} is missing, so there is nothing complete to resume from")
+            raise CheckpointError(
+                f"checkpoint {folder}: {name} is missing, so there is nothing complete to resume from"
+            )
     try:
         tensors = load_file(folder / TENSORS)
         return unflatten(json.loads((folder / VALUES).read_text()), tensors)
-    except (SafetensorError, json.JSONDecodeError, KeyError, StopIteration, AttributeError, ValueError) as error:
+    except (
+        SafetensorError,
+        json.JSONDecodeError,
+        KeyError,
+        StopIteration,
+        AttributeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"checkpoint {folder}: damaged or half-written ({error})") from error
 
 

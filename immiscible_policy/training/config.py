@@ -45,7 +45,14 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "log_every", "validate_every", "evaluate_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "validate_every",
+            "evaluate_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("learning_rate", "ema_power"):

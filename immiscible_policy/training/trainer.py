@@ -7,6 +7,7 @@ has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) ->
 import copy
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,11 @@ class Trainer:
             )
         self.ema_model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
-            model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+            model.parameters(),
+            config.learning_rate,
+            config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -103,12 +108,13 @@ class Trainer:
             use_ema_warmup=True,
             inv_gamma=1.0,
             power=config.ema_power,
-            foreach=True,
+            foreach=self.device.type == "cuda",  # on a CPU the fused form only makes larger temporaries
         )
         self.generator = torch.Generator(self.device)
         # A stream of its own for each process; the same for all couplings, so that runs of one seed are paired.
         self.generator.manual_seed(config.seed * 1_000 + self.accelerator.process_index)
         self.step = 0
+        self.seconds = _Stopwatch()
         self.best: float | None = None
         self._epoch_order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -125,7 +131,12 @@ class Trainer:
         config, main = self.config, self.accelerator.is_main_process
         logger = MetricsLogger(self.run_dir, config.tensorboard, config.wandb, self.step) if main else None
         progress = tqdm(
-            total=config.steps, initial=self.step, desc="train", unit="step", disable=not main, mininterval=1.0
+            total=config.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=not main,
+            mininterval=1.0,
         )
         shown: dict[str, str] = {}
         losses: list[Tensor] = []
@@ -134,7 +145,8 @@ class Trainer:
         try:
             while self.step < config.steps:
                 self.step += 1
-                loss, gradient_norm = self._train_step(self._indices(self.step))
+                with self.seconds:
+                    loss, gradient_norm = self._train_step(self._indices(self.step))
                 losses.append(loss)
                 progress.update()
                 metrics: dict[str, float] = {}
@@ -142,6 +154,8 @@ class Trainer:
                     metrics["train/loss"] = self._mean_loss(losses)
                     metrics["train/gradient_norm"] = float(gradient_norm)
                     metrics["train/learning_rate"] = self.lr_schedule.get_last_lr()[0]
+                    metrics["train/seconds"] = self.seconds.wall
+                    metrics["train/cpu_seconds"] = self.seconds.cpu
                     metrics["train/epoch"] = self.step * self._global_batch / len(self.dataset)
                     shown["loss"] = f"{metrics['train/loss']:.4f}"
                     losses.clear()
@@ -158,7 +172,9 @@ class Trainer:
         except KeyboardInterrupt:
             progress.close()
             if main:
-                tqdm.write(f"interrupted; the last checkpoint is from step {saved_at}. Continue with resume={self.run_dir}")
+                tqdm.write(
+                    f"interrupted; the last checkpoint is from step {saved_at}. Continue with resume={self.run_dir}"
+                )
             raise
         finally:
             progress.close()
@@ -243,6 +259,7 @@ class Trainer:
             {
                 "step": self.step,
                 "best": self.best,
+                "seconds": [self.seconds.wall, self.seconds.cpu],
                 "precision": self.precision,
                 "config": dataclasses.asdict(self.config),
                 "model": self.accelerator.unwrap_model(self.model).state_dict(),
@@ -260,7 +277,8 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return [state]
         gathered = {
-            name: self.accelerator.gather(value.to(self.device).unsqueeze(0)).cpu() for name, value in state.items()
+            name: self.accelerator.gather(value.to(self.device).unsqueeze(0)).cpu()
+            for name, value in state.items()
         }
         return [{k: v[rank] for k, v in gathered.items()} for rank in range(self.accelerator.num_processes)]
 
@@ -275,10 +293,14 @@ class Trainer:
             details = [f"{k}={mine[k]} (saved with {theirs.get(k)})" for k in changed]
             if self.precision != state["precision"]:
                 details.append(f"mixed_precision={self.precision} (saved with {state['precision']})")
-            raise CheckpointError(f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}")
+            raise CheckpointError(
+                f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}"
+            )
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if shapes != {name: tuple(value.shape) for name, value in state["model"].items()}:
-            raise CheckpointError(f"checkpoint {self.latest} holds another network than the configuration builds")
+            raise CheckpointError(
+                f"checkpoint {self.latest} holds another network than the configuration builds"
+            )
         if len(state["rng"]) != self.accelerator.num_processes:
             raise CheckpointError(
                 f"checkpoint {self.latest} was written by {len(state['rng'])} processes, this run has "
@@ -294,3 +316,18 @@ class Trainer:
         self.coupling.load_state_dict(state["coupling"])
         set_rng_state(self.generator, state["rng"][self.accelerator.process_index])
         self.step, self.best = state["step"], state["best"]
+        self.seconds.wall, self.seconds.cpu = state["seconds"]
+
+
+class _Stopwatch:
+    """Time spent inside ``with`` blocks: by the clock on the wall, and of the processor over all threads."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *exception: object) -> None:
+        self.wall += time.perf_counter() - self._start[0]
+        self.cpu += time.process_time() - self._start[1]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,21 +129,49 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": X - float("inf")}, ValueError, r"data must be finite, got 24 NaN or infinite of 24"),
     ({"data": X + 1e25}, ValueError, r"data must be normalised.*1e\+25.*overflow torch.float32"),
     ({"data": X, "noise": 0.0}, TypeError, r"noise must be a torch.Tensor or None, got float"),
-    ({"data": X, "noise": torch.zeros(4, 6)}, ValueError, r"noise must have the shape of data \(4, 3, 2\), got \(4, 6\)"),
-    ({"data": X, "noise": X.double()}, TypeError, r"noise must have the dtype of data torch.float32, got torch.float64"),
+    (
+        {"data": X, "noise": torch.zeros(4, 6)},
+        ValueError,
+        r"noise must have the shape of data \(4, 3, 2\), got \(4, 6\)",
+    ),
+    (
+        {"data": X, "noise": X.double()},
+        TypeError,
+        r"noise must have the dtype of data torch.float32, got torch.float64",
+    ),
     ({"data": X, "noise": X.to("meta")}, ValueError, r"noise must be on the device of data cpu, got meta"),
     ({"data": X, "noise": X * float("nan")}, ValueError, r"noise must be finite, got 24 NaN"),
     ({"data": X, "condition": "red"}, TypeError, r"condition must be a torch.Tensor or None, got str"),
-    ({"data": X, "condition": torch.zeros(5)}, ValueError, r"condition must have one row per sample.*B=4.*\(5,\)"),
+    (
+        {"data": X, "condition": torch.zeros(5)},
+        ValueError,
+        r"condition must have one row per sample.*B=4.*\(5,\)",
+    ),
     ({"data": X, "condition": torch.tensor(5)}, ValueError, r"condition must have one row per sample.*\(\)"),
     ({"data": X, "mask": [True]}, TypeError, r"mask must be a torch.Tensor or None, got list"),
     ({"data": X, "mask": torch.ones(4, 3, 2)}, TypeError, r"mask must be a bool tensor.*got torch.float32"),
-    ({"data": X, "mask": torch.ones(4, 3, dtype=torch.bool)}, ValueError, r"mask must be broadcastable.*mask\[..., None\]"),
-    ({"data": X, "mask": torch.ones(1, 4, 3, 2, dtype=torch.bool)}, ValueError, r"mask must be broadcastable.*\(1, 4, 3, 2\)"),
-    ({"data": X, "mask": torch.ones(4, 3, 2, dtype=torch.bool, device="meta")}, ValueError, r"mask must be on the device"),
+    (
+        {"data": X, "mask": torch.ones(4, 3, dtype=torch.bool)},
+        ValueError,
+        r"mask must be broadcastable.*mask\[..., None\]",
+    ),
+    (
+        {"data": X, "mask": torch.ones(1, 4, 3, 2, dtype=torch.bool)},
+        ValueError,
+        r"mask must be broadcastable.*\(1, 4, 3, 2\)",
+    ),
+    (
+        {"data": X, "mask": torch.ones(4, 3, 2, dtype=torch.bool, device="meta")},
+        ValueError,
+        r"mask must be on the device",
+    ),
     ({"data": X, "generator": 3}, TypeError, r"generator must be a torch.Generator or None, got int"),
-    ({"data": X.to("meta"), "generator": torch.Generator()}, ValueError, r"generator must be on the device of data meta, got cpu"),
-]  # fmt: skip
+    (
+        {"data": X.to("meta"), "generator": torch.Generator()},
+        ValueError,
+        r"generator must be on the device of data meta, got cpu",
+    ),
+]
 
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(k=2), LinearAssignment()], ids=repr)
@@ -168,5 +197,7 @@ def test_padding_may_hold_anything(coupling):
 def test_import_stays_light():
     heavy = ("diffusers", "transformers", "accelerate", "hydra", "gymnasium", "matplotlib")
     code = f"import sys, immiscible_policy.coupling; print([m for m in {heavy!r} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -227,7 +227,7 @@ def test_values_that_are_not_finite_in_float32(tmp_path, make_store, bad):
     values = np.ones((41, 5), np.float64)
     values[17, 3] = bad
     make_store(tmp_path / "r.zarr", state=values)
-    with pytest.raises(DataError, match="data/state holds 1 NaN or infinite values .*first at step 17"):
+    with pytest.raises(DataError, match=r"data/state holds 1 NaN or infinite values .*first at step 17"):
         load_replay(tmp_path / "r.zarr")
 
 
@@ -256,7 +256,9 @@ def test_episode_ends_must_be_positive_and_increase(tmp_path, make_store, ends, 
 
 
 @pytest.mark.parametrize(
-    "ends", [np.empty(0, np.int64), np.array([12.0, 41.0]), np.array([[12, 41]])], ids=["empty", "float", "2d"]
+    "ends",
+    [np.empty(0, np.int64), np.array([12.0, 41.0]), np.array([[12, 41]])],
+    ids=["empty", "float", "2d"],
 )
 def test_episode_ends_of_another_kind(tmp_path, make_store, ends):
     make_store(tmp_path / "r.zarr", episode_ends=ends)

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from immiscible_policy.policy.networks.base import ACTIVATIONS, SinusoidalEmbedding, check_choice, flatten_condition
+from immiscible_policy.policy.networks.base import (
+    ACTIVATIONS,
+    SinusoidalEmbedding,
+    check_choice,
+    flatten_condition,
+)
 
 
 class ResidualMLP(nn.Module):
@@ -33,7 +38,10 @@ class ResidualMLP(nn.Module):
         self.inlet = nn.Linear(horizon * action_dim + condition_dim + step_embed_dim, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 2 * width), ACTIVATIONS[activation](), nn.Linear(2 * width, width)
+                nn.LayerNorm(width),
+                nn.Linear(width, 2 * width),
+                ACTIVATIONS[activation](),
+                nn.Linear(2 * width, width),
             )
             for _ in range(n_blocks)
         )

@@ -58,7 +58,10 @@ class ActionTransformer(nn.Module):
         steps = torch.arange(horizon)
         # Memory token 0 is the diffusion time (seen by all); token j >= 1 is the observation of step j - 1.
         observed = torch.arange(1 + n_obs_steps) - 1
-        blocked = torch.zeros(horizon, horizon, dtype=torch.bool), torch.zeros(horizon, 1 + n_obs_steps, dtype=torch.bool)
+        blocked = (
+            torch.zeros(horizon, horizon, dtype=torch.bool),
+            torch.zeros(horizon, 1 + n_obs_steps, dtype=torch.bool),
+        )
         if causal:
             blocked = steps[None] > steps[:, None], observed[None] > steps[:, None]
         self.register_buffer("causal_mask", blocked[0], persistent=False)

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from immiscible_policy.policy.networks.base import ACTIVATIONS, SinusoidalEmbedding, check_choice, flatten_condition
+from immiscible_policy.policy.networks.base import (
+    ACTIVATIONS,
+    SinusoidalEmbedding,
+    check_choice,
+    flatten_condition,
+)
 
 
 class SequenceConv(nn.Module):
@@ -100,7 +105,9 @@ class FiLMResidualBlock(nn.Module):
         self.first = ConvBlock(in_channels, out_channels, kernel_size, n_groups, activation)
         self.second = ConvBlock(out_channels, out_channels, kernel_size, n_groups, activation)
         self.film = nn.Linear(condition_dim, 2 * out_channels)
-        self.skip = SequenceConv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.skip = (
+            SequenceConv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B, T, in), activated condition (B, C) -> (B, T, out)."""
@@ -165,13 +172,16 @@ class ConditionalUNet1D(nn.Module):
         for before, after in zip(reversed(dims[2:]), reversed(dims[1:-1]), strict=True):
             self.up.append(nn.ModuleList([block(2 * before, after), block(after, after), Upsample(after)]))
         self.head = nn.Sequential(
-            ConvBlock(dims[1], dims[1], kernel_size, n_groups, activation), SequenceConv(dims[1], action_dim, 1)
+            ConvBlock(dims[1], dims[1], kernel_size, n_groups, activation),
+            SequenceConv(dims[1], action_dim, 1),
         )
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """noisy (B, T, action_dim), time (B,), condition (B, ...) -> (B, T, action_dim)."""
         if noisy.shape[1] % self.horizon_divisor:
-            raise ValueError(f"horizon={noisy.shape[1]}: this network needs a multiple of {self.horizon_divisor}")
+            raise ValueError(
+                f"horizon={noisy.shape[1]}: this network needs a multiple of {self.horizon_divisor}"
+            )
         features = torch.cat([self.step_encoder(time).float(), flatten_condition(condition)], dim=-1)
         features = self.activation(features)
         x = noisy

@@ -1,0 +1,113 @@
+"""The coverage table: runs grouped by coupling, intervals over training seeds and episodes, paired differences."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from immiscible_policy.evaluation.statistics import Interval, hierarchical_bootstrap_mean, paired_difference
+
+MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
+
+
+def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Final evaluations of finished runs; a folder may be a run or hold runs (a sweep).
+
+    Raises:
+        ValueError: a folder without any finished run.
+    """
+    runs = []
+    for folder in folders:
+        summaries = sorted(folder.glob("**/summary.json"))
+        if not summaries:
+            raise ValueError(f"{folder}: no summary.json in or below it, so no finished run")
+        for path in summaries:
+            summary = json.loads(path.read_text())
+            evaluation = json.loads((path.parent / "media" / "eval.json").read_text())
+            runs.append({**summary, "episodes": evaluation["episodes"], "folder": str(path.parent)})
+    return runs
+
+
+def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
+    """Means with 95% intervals for every coupling, and its paired difference from the baseline.
+
+    Runs may be compared only under the same evaluation settings and training steps, which is checked. Intervals
+    resample training seeds and episodes (``hierarchical_bootstrap_mean``); differences use the training seeds that both
+    arms have.
+    """
+    for key in ("evaluation_settings", "steps", "parameters"):
+        if any(run[key] != runs[0][key] for run in runs):
+            differing = sorted({json.dumps(run[key], sort_keys=True) for run in runs})
+            raise ValueError(
+                f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}"
+            )
+    arms: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        if run["seed"] in arms[run["coupling"]]:
+            raise ValueError(
+                f"two runs of {run['coupling']} with seed {run['seed']}: {run['folder']} is the second"
+            )
+        arms[run["coupling"]][run["seed"]] = run
+    rows = []
+    for coupling in sorted(arms, key=lambda name: (name != baseline, name)):
+        row: dict[str, Any] = {"coupling": coupling, "seeds": sorted(arms[coupling])}
+        row["rollouts"] = {seed: arms[coupling][seed]["rollouts"] for seed in row["seeds"]}
+        for measure in MEASURES:
+            values = _scores(arms[coupling], row["seeds"], measure)
+            row[measure] = asdict(hierarchical_bootstrap_mean(values))
+            row[f"{measure}_by_seed"] = values.mean(axis=1).tolist()
+            shared = sorted(set(arms[coupling]) & set(arms.get(baseline, {})))
+            if coupling != baseline and shared:
+                difference = paired_difference(
+                    values[[row["seeds"].index(s) for s in shared]], _scores(arms[baseline], shared, measure)
+                )
+                row[f"{measure}_difference"] = asdict(difference)
+        rows.append(row)
+    return {
+        "rows": rows,
+        "baseline": baseline,
+        "steps": runs[0]["steps"],
+        "parameters": runs[0]["parameters"],
+        "evaluation_settings": runs[0]["evaluation_settings"],
+        "runs": [run["folder"] for run in runs],
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table as Markdown, percentages with 95% intervals, under a line that states the settings."""
+    settings = table["evaluation_settings"]
+    lines = [
+        f"{table['parameters'] / 1e6:.1f}M parameters, {table['steps']:,} steps; {settings['n_episodes']} episodes a "
+        f"training seed from initial state {settings['seed_start']}, {settings['sampler']} "
+        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}; mean [95% interval].",
+        "",
+        "| coupling | training seeds | max coverage | max reward (published score) | success | max coverage by seed | difference in max coverage |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        by_seed = ", ".join(f"{100 * value:.1f}" for value in row["max_coverage_by_seed"])
+        difference = row.get("max_coverage_difference")
+        cells = [
+            f"`{row['coupling']}`",
+            str(len(row["seeds"])),
+            *(_percent(row[measure]) for measure in ("max_coverage", "max_reward", "success")),
+            by_seed,
+            _percent(difference, signed=True) if difference else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _scores(arm: dict[int, dict[str, Any]], seeds: Sequence[int], measure: str) -> np.ndarray:
+    return np.array([[float(episode[measure]) for episode in arm[seed]["episodes"]] for seed in seeds])
+
+
+def _percent(interval: Interval | dict[str, Any], signed: bool = False) -> str:
+    values = interval if isinstance(interval, dict) else asdict(interval)
+    sign = "+" if signed else ""
+    mean, low, high = (f"{100 * values[key]:{sign}.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,32 @@
+"""Coverage over training seeds, by coupling: python scripts/coverage_table.py outputs/<date>/<time>_sweep
+
+Reads the final evaluations of finished runs (run folders, or folders that hold runs) and prints a Markdown table: means
+with 95% intervals over training seeds and episodes, and each coupling's paired difference from coupling=none.
+"""
+
+import argparse
+from pathlib import Path
+
+from immiscible_policy import cli
+from immiscible_policy.evaluation.evaluate import write_json
+from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold runs")
+    parser.add_argument("--output", type=Path, help="also write the table's numbers to this JSON file")
+    arguments = parser.parse_args()
+    try:
+        table = coverage_table(load_runs(arguments.folders))
+        print(markdown(table))
+        if arguments.output:
+            write_json(arguments.output, table)
+    except (ValueError, OSError) as error:
+        cli.fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Evaluate a trained policy by rollouts: python scripts/eval_policy.py policy=outputs/<date>/<time>_<name>"""
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from immiscible_policy import cli
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, metrics_table
+from immiscible_policy.policy import load_policy
+from immiscible_policy.policy_run import last_policy_folder
+from immiscible_policy.training.precision import resolve_device
+
+
+@hydra.main(config_path="../configs", config_name="eval_policy", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    folder = last_policy_folder(Path(cfg.policy))
+    policy = load_policy(folder, resolve_device(cfg.device))
+    if cfg.legacy is not None:
+        policy.task["legacy"] = cfg.legacy
+    config = EvaluationConfig(
+        n_episodes=cfg.n_episodes,
+        seed_start=cfg.seed_start,
+        num_inference_steps=cfg.num_inference_steps,
+        noise_seed=cfg.noise_seed,
+        n_videos=cfg.n_videos,
+        mixed_precision=cfg.mixed_precision,
+    )
+    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    report = evaluate_policy(policy, config, output_dir)
+    settings = report["settings"]
+    print(
+        f"{folder}: {cfg.n_episodes} episodes from seed {cfg.seed_start}, {settings['sampler']} with "
+        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}"
+    )
+    print(metrics_table(report["metrics"]))
+    print(f"everything {output_dir / 'eval.json'}")
+    if "film_strip" in report:
+        print(f"film strip {output_dir / report['film_strip']}")
+
+
+if __name__ == "__main__":
+    cli.run(main, "eval_policy")

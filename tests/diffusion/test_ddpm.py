@@ -1,0 +1,122 @@
+"""The DDPM objective against closed forms."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from immiscible_policy.coupling import KNN
+from immiscible_policy.diffusion import DDPM, build_objective
+
+
+class OptimalDenoiser:
+    """The exact E[n | x_t] for data N(mean, std^2), independent of noise."""
+
+    def __init__(self, objective: DDPM, mean: float, std: float) -> None:
+        self.alphas, self.mean, self.std = objective.scheduler.alphas_cumprod, mean, std
+
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        abar = self.alphas[time.long()].view(-1, 1, 1)
+        variance = abar * self.std**2 + (1 - abar)
+        return (1 - abar).sqrt() * (noisy - abar.sqrt() * self.mean) / variance
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_same_noise_makes_input_and_target(prediction_type: str) -> None:
+    """A network that knows the coupled noise has no loss; with any other noise in the input or target it would."""
+    objective = DDPM(prediction_type=prediction_type, data_scale=2.0)
+    data = torch.randn(64, 4, 2)
+    noise = KNN(k=4)(data * objective.data_scale)
+
+    def oracle(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        abar = objective.scheduler.alphas_cumprod[time].view(-1, 1, 1)
+        torch.testing.assert_close(noisy, abar.sqrt() * 2 * data + (1 - abar).sqrt() * noise)
+        return {
+            "epsilon": noise,
+            "sample": 2 * data,
+            "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * 2 * data,
+        }[prediction_type]
+
+    assert objective.loss(oracle, data, noise) < 1e-10
+
+
+def test_loss_is_the_mean_square_of_the_noise_for_a_network_that_returns_zero() -> None:
+    data, noise = torch.randn(8, 4, 2), torch.randn(8, 4, 2)
+    loss = DDPM().loss(lambda noisy, time, condition: torch.zeros_like(noisy), data, noise)
+    torch.testing.assert_close(loss, noise.square().mean())
+
+
+def test_masked_entries_do_not_count() -> None:
+    data, noise = torch.randn(8, 4, 2), torch.randn(8, 4, 2)
+    mask = torch.arange(4).view(1, 4, 1) < 3
+    loss = DDPM().loss(lambda noisy, time, condition: torch.zeros_like(noisy), data, noise, mask=mask)
+    torch.testing.assert_close(loss, noise[:, :3].square().mean())
+
+
+def test_times_are_uniform_over_all_steps_and_follow_the_generator() -> None:
+    seen: list[Tensor] = []
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        seen.append(time)
+        return noisy
+
+    data = torch.zeros(20_000, 1)
+    for seed in (0, 0):
+        DDPM().loss(network, data, data, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(seen[0], seen[1])
+    counts = torch.bincount(seen[0], minlength=100).float()
+    assert len(counts) == 100
+    chi_square = ((counts - 200) ** 2 / 200).sum()
+    assert 60 < chi_square < 150  # 99 degrees of freedom
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 100), ("ddim", 20), ("ddpm", 100)])
+@pytest.mark.parametrize("data_scale", [1.0, 2.0])
+def test_samples_of_the_exact_denoiser_have_the_data_distribution(
+    sampler: str, steps: int, data_scale: float
+) -> None:
+    objective = DDPM(sampler=sampler, clip_sample=False, data_scale=data_scale)
+    network = OptimalDenoiser(objective, mean=0.3 * data_scale, std=0.4 * data_scale)
+    samples = objective.sample(
+        network, (20_000, 1, 1), steps=steps, generator=torch.Generator().manual_seed(0)
+    )
+    assert abs(samples.mean() - 0.3) < 0.02
+    assert abs(samples.std() - 0.4) < 0.05
+
+
+def test_clipping_follows_the_data_scale() -> None:
+    def huge(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        return -100 * torch.ones_like(noisy)  # noise estimate that sends the data estimate far up
+
+    for scale in (1.0, 3.0):
+        samples = DDPM(data_scale=scale).sample(huge, (5, 2), steps=10)
+        torch.testing.assert_close(samples, torch.ones(5, 2), atol=1e-4, rtol=0)
+
+
+def test_sampling_is_a_function_of_the_initial_noise() -> None:
+    objective = DDPM()
+    noise = torch.randn(3, 4, 2)
+    network = OptimalDenoiser(objective, 0.0, 0.5)
+    first, second = (objective.sample(network, (3, 4, 2), steps=5, noise=noise) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, objective.sample(network, (3, 4, 2), steps=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "ddmp"}, "choose one of ddpm"),
+        ({"name": "ddpm", "beta_schedule": "cosine"}, "beta_schedule='cosine': choose one of linear"),
+        ({"name": "ddpm", "prediction_type": "eps"}, "prediction_type='eps'"),
+        ({"name": "ddpm", "sampler": "euler"}, "sampler='euler'"),
+        ({"name": "ddpm", "num_train_timesteps": 0}, "must be positive"),
+        ({"name": "ddpm", "steps": 3}, "steps"),
+    ],
+)
+def test_wrong_configuration_is_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_objective(options)
+
+
+def test_too_many_sampling_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps=101"):
+        DDPM().sample(lambda noisy, time, condition: noisy, (1, 1), steps=101)
