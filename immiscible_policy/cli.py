@@ -59,7 +59,10 @@ def explain(error: BaseException, config_name: str) -> str:
             node = _default_config(config_name)
         if isinstance(node, DictConfig):
             where = f" in {'.'.join(parents)}" if parents else ""
-            return f"unknown setting {key!r}{where}: choose one of {', '.join(sorted(map(str, node)))}"
+            names = {str(name) for name in node} | (
+                {"preset"} if not parents and config_name == "train_policy" else set()
+            )
+            return f"unknown setting {key!r}{where}: choose one of {', '.join(sorted(names))}"
     missing = re.match(
         r"In '[^']+': Could not find '([^']+)' Available options in '([^']+)': (.+?)( Config search.*)?$",
         text,
@@ -86,9 +89,7 @@ def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
     folder = Path(folders[-1])
     if not (folder / ".hydra" / "config.yaml").is_file():
         fail(f"resume={folder}: not a run folder (it holds no .hydra/config.yaml)")
-    changed = [
-        arg for arg in argv[1:] if arg.split("=")[0] not in RESUME_OVERRIDES and not arg.startswith("-")
-    ]
+    changed = [arg for arg in argv[1:] if arg.split("=")[0] not in RESUME_OVERRIDES and not arg.startswith("-")]
     if changed:
         fail(
             f"{changed[0]}: a resumed run keeps its configuration; only {', '.join(RESUME_OVERRIDES[1:])} may be given "

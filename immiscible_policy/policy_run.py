@@ -98,9 +98,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(
-            f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder"
-        )
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder")
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     set_seed(cfg.seed)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
@@ -131,9 +129,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         "num_threads": torch.get_num_threads(),
         "precision": trainer.precision,
         "command": " ".join(["python", *sys.argv]),
-        "versions": {
-            name: version(name) for name in ("immiscible-policy", "torch", "diffusers", "pymunk", "numpy")
-        },
+        "versions": {name: version(name) for name in ("immiscible-policy", "torch", "diffusers", "pymunk", "numpy")},
         "parameters": sum(p.numel() for p in policy.network.parameters()),
         "final": evaluation["metrics"],
         "rollouts": rollout_rules(read_metrics(run_dir / "metrics.jsonl")),
@@ -155,7 +151,7 @@ def last_policy_folder(folder: Path) -> Path:
     saved = sorted((folder / "checkpoints").glob("step=*[0-9]"))
     if not saved:
         raise ValueError(
-            f"policy={folder}: neither a policy folder (config.json, model.safetensors) nor a run folder"
+            f"checkpoint={folder}: neither a policy folder (config.json, model.safetensors) nor a run folder"
         )
     return saved[-1]
 

@@ -82,9 +82,7 @@ def interleaved(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
 
 def peak_memory(call: Callable[[], object]) -> int:
     """Highest number of bytes that ``call`` holds at once in CPU tensors, its result included."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -152,9 +150,7 @@ def compare(
 
 def format_row(row: dict[str, Any]) -> str:
     ours = row.get("time_over_ours")
-    against = (
-        "" if ours is None else "{median:.2f} [{lower_quartile:.2f}, {upper_quartile:.2f}]".format(**ours)
-    )
+    against = "" if ours is None else "{median:.2f} [{lower_quartile:.2f}, {upper_quartile:.2f}]".format(**ours)
     return (
         f"{row['case']:<20} {row['contender']:<22} {1e3 * row['median_s']:>9.3f} ms {against:>22} "
         f"{row['time_over_randn']['median']:>9.2f} {row['peak_bytes'] / 2**20:>9.2f} MiB "
@@ -174,9 +170,7 @@ def coupling_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "KNN inner": lambda d=data, k=k: KNN(k, metric="inner")(d),  # type: ignore[misc]
             PUBLISHED: lambda d=data, k=k: published_knn(d, k),  # type: ignore[misc]
         }
-        rows += compare(
-            f"({batch}, {dims}, {k})", contenders, data.numel(), arguments.rounds, {PUBLISHED: "KNN l2"}
-        )
+        rows += compare(f"({batch}, {dims}, {k})", contenders, data.numel(), arguments.rounds, {PUBLISHED: "KNN l2"})
     for batch, dims in arguments.assignment_sizes:
         data, noise = 0.5 * torch.randn(batch, dims), torch.randn(batch, dims)
         contenders = {"randn": lambda d=data: torch.randn(d.shape)}  # type: ignore[misc]
@@ -203,9 +197,7 @@ def sizes(count: int) -> Callable[[str], tuple[int, ...]]:
     def parse(text: str) -> tuple[int, ...]:
         parts = text.split(",")
         if len(parts) != count or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-            raise argparse.ArgumentTypeError(
-                f"expected {count} positive integers separated by commas, got {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"expected {count} positive integers separated by commas, got {text!r}")
         return tuple(int(p) for p in parts)
 
     return parse

@@ -13,9 +13,7 @@ from immiscible_policy.evaluation.table import coverage_table, load_runs, markdo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold runs")
     parser.add_argument("--output", type=Path, help="also write the table's numbers to this JSON file")
     arguments = parser.parse_args()

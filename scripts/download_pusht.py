@@ -31,12 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--archive", type=Path, help="use this zip instead of downloading; it is kept")
     parser.add_argument("--sha256", help="expected SHA-256 of the archive (we know of no published one)")
     parser.add_argument("--force", action="store_true", help="replace demonstrations that are already there")
-    parser.add_argument(
-        "--any-content", action="store_true", help="accept other recordings in the same layout"
-    )
-    parser.add_argument(
-        "--retries", type=int, default=4, help="attempts after the first (default: %(default)s)"
-    )
+    parser.add_argument("--any-content", action="store_true", help="accept other recordings in the same layout")
+    parser.add_argument("--retries", type=int, default=4, help="attempts after the first (default: %(default)s)")
     parser.add_argument(
         "--retry-delay", type=float, default=2.0, help="seconds before the first retry (default: %(default)s)"
     )

@@ -1,4 +1,4 @@
-"""Evaluate a trained policy by rollouts: python scripts/eval_policy.py policy=outputs/<date>/<time>_<name>"""
+"""Evaluate a trained policy by rollouts: python scripts/eval_policy.py checkpoint=outputs/<date>/<time>_<name>"""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from immiscible_policy.policy_run import last_policy_folder
 from immiscible_policy.training.precision import resolve_device
 
 
-@hydra.main(config_path="../configs", config_name="eval_policy", version_base="1.3")
+@hydra.main(config_path=str(cli.CONFIG_DIR), config_name="eval_policy", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    folder = last_policy_folder(Path(cfg.policy))
+    folder = last_policy_folder(Path(cfg.checkpoint))
     policy = load_policy(folder, resolve_device(cfg.device))
     if cfg.legacy is not None:
         policy.task["legacy"] = cfg.legacy

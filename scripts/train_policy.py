@@ -12,7 +12,7 @@ from immiscible_policy.evaluation.evaluate import metrics_table
 from immiscible_policy.policy_run import last_policy_folder, train_policy
 
 
-@hydra.main(config_path="../configs", config_name="train_policy", version_base="1.3")
+@hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_policy", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume = cfg.resume is not None

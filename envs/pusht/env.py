@@ -263,9 +263,7 @@ def _checked_action(action: ArrayLike) -> tuple[float, float]:
     try:
         x, y = map(float, action)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ValueError(
-            f"action is {action!r}; allowed: two numbers, the target's x and y in pixels"
-        ) from None
+        raise ValueError(f"action is {action!r}; allowed: two numbers, the target's x and y in pixels") from None
     if not (math.isfinite(x) and math.isfinite(y)):
         raise ValueError(f"action is {action!r}; allowed: finite numbers")
     return x, y

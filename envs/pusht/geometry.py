@@ -96,9 +96,7 @@ def coverage(x: float, y: float, angle: float) -> float:
     dx, dy = x - GOAL_POSE[0], y - GOAL_POSE[1]
     if dx * dx + dy * dy >= 4.0 * BLOCK_REACH * BLOCK_REACH:
         return 0.0
-    outline = to_world(
-        OUTLINE, _GOAL_COS * dx + _GOAL_SIN * dy, _GOAL_COS * dy - _GOAL_SIN * dx, angle - GOAL_POSE[2]
-    )
+    outline = to_world(OUTLINE, _GOAL_COS * dx + _GOAL_SIN * dy, _GOAL_COS * dy - _GOAL_SIN * dx, angle - GOAL_POSE[2])
     area = 0.0
     for x_min, x_max, y_min, y_max in _RECTANGLES:
         x0, y0 = outline[-1]

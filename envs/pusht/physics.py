@@ -35,12 +35,7 @@ def make_space() -> pymunk.Space:
 
 def add_walls(space: pymunk.Space) -> None:
     """Adds the four walls. They stop the block only: the agent is kinematic and passes through them."""
-    space.add(
-        *(
-            pymunk.Segment(space.static_body, start, end, geometry.WALL_RADIUS)
-            for start, end in geometry.WALLS
-        )
-    )
+    space.add(*(pymunk.Segment(space.static_body, start, end, geometry.WALL_RADIUS) for start, end in geometry.WALLS))
 
 
 def add_agent(space: pymunk.Space) -> pymunk.Body:

@@ -144,9 +144,7 @@ def _draw_thick_line(surface: pygame.Surface, start: Point, end: Point, radius: 
     if length > 0:
         # Widened along the mirrored direction, not along the normal, as in the recorded images.
         u, v = round(abs(y1 - y0) * radius / length), round(abs(x1 - x0) * radius / length)
-        pygame.draw.polygon(
-            surface, color, [(x0 - u, y0 - v), (x0 + u, y0 + v), (x1 + u, y1 + v), (x1 - u, y1 - v)]
-        )
+        pygame.draw.polygon(surface, color, [(x0 - u, y0 - v), (x0 + u, y0 + v), (x1 + u, y1 + v), (x1 - u, y1 - v)])
     for end in ends:
         pygame.draw.circle(surface, color, end, round(radius))
 

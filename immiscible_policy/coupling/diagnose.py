@@ -56,10 +56,7 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, float | None]:
         """All fields by name, with None for NaN so that the dictionary is valid JSON."""
-        return {
-            name: None if math.isnan(value) else float(value)
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return {name: None if math.isnan(value) else float(value) for name, value in dataclasses.asdict(self).items()}
 
     def __str__(self) -> str:
         lines = []
@@ -71,9 +68,7 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(
-    data: Tensor, noise: Tensor, condition: Tensor | None = None, mask: Tensor | None = None
-) -> Diagnosis:
+def diagnose(data: Tensor, noise: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Diagnosis:
     """Measure what a coupling did. All arithmetic is in float64.
 
     Skews have a standard error of about sqrt(2 p / D) / B with p regressors: concatenate many batches

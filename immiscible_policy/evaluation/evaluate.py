@@ -62,9 +62,7 @@ def environment_factory(policy: DiffusionPolicy) -> Callable[[bool], gym.Env]:
     task = policy.task
     missing = [key for key in ("env_id", "obs_type", "legacy", "max_steps") if key not in task]
     if missing:
-        raise ValueError(
-            f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on"
-        )
+        raise ValueError(f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on")
 
     def make(record: bool) -> gym.Env:
         return gym.make(
@@ -103,12 +101,8 @@ def evaluate_policy(
     precision = resolve_precision(config.mixed_precision, str(policy.device))
     make_env = environment_factory(policy)
     if output_dir is not None:
-        output_dir.mkdir(
-            parents=True, exist_ok=True
-        )  # before the episodes: an unwritable folder must fail early
-    bar = tqdm(
-        total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False
-    )
+        output_dir.mkdir(parents=True, exist_ok=True)  # before the episodes: an unwritable folder must fail early
+    bar = tqdm(total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False)
 
     def on_step(finished: int, steps: int) -> None:
         bar.update(steps - bar.n)

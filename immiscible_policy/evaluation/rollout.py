@@ -88,9 +88,10 @@ def rollout(
 ) -> tuple[list[Episode], list[Recording]]:
     """Run one episode for each seed, all at once, until every one has terminated or been truncated.
 
-    The policy predicts a chunk of ``n_action_steps`` actions for all unfinished episodes in one batch; they are executed
-    before it predicts again. An episode's initial noises come from a stream of its own, (noise_seed, seed), so its result
-    does not depend on which other episodes ran beside it beyond rounding (with an ancestral sampler the later noises do).
+    The policy predicts a chunk of ``n_action_steps`` actions for all unfinished episodes in one batch; they are
+    executed before it predicts again. An episode's initial noises come from a stream of its own, (noise_seed, seed),
+    so beyond rounding its result does not depend on which other episodes ran beside it (an ancestral sampler's later
+    noises do).
 
     Args:
         policy: in evaluation mode, on any device.
@@ -107,19 +108,14 @@ def rollout(
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one initial state")
-    running = [
-        _start(policy, make_env(seed in record_seeds), seed, noise_seed, seed in record_seeds)
-        for seed in seeds
-    ]
+    running = [_start(policy, make_env(seed in record_seeds), seed, noise_seed, seed in record_seeds) for seed in seeds]
     generator = torch.Generator(policy.device).manual_seed(noise_seed)
     shape = (policy.horizon, policy.action_dim)
     while active := [episode for episode in running if not episode.done]:
         observation = torch.from_numpy(np.stack([np.stack(e.history) for e in active])).to(policy.device)
         noise = torch.from_numpy(np.stack([e.noise.standard_normal(shape, np.float32) for e in active]))
         with autocast(precision, str(policy.device)):
-            actions = policy.predict_action(
-                observation, generator, num_inference_steps, noise.to(policy.device)
-            )
+            actions = policy.predict_action(observation, generator, num_inference_steps, noise.to(policy.device))
         for episode, chunk in zip(active, actions.float().cpu().numpy(), strict=True):
             for action in chunk:
                 episode.step(action)
@@ -129,9 +125,7 @@ def rollout(
             on_step(sum(e.done for e in running), max(len(e.rewards) for e in running))
     for episode in running:
         episode.env.close()
-    recorded = {
-        e.seed: Recording(e.seed, e.frames, [e.coverages[0], *e.coverages]) for e in running if e.record
-    }
+    recorded = {e.seed: Recording(e.seed, e.frames, [e.coverages[0], *e.coverages]) for e in running if e.record}
     return [episode.result() for episode in running], [recorded[seed] for seed in record_seeds]
 
 
@@ -143,9 +137,7 @@ def _start(policy: DiffusionPolicy, env: gym.Env, seed: int, noise_seed: int, re
             f"the environment's observation has shape {first.shape}, the policy was trained on "
             f"({policy.observation_dim},): use the policy's own observation type"
         )
-    episode = _Running(
-        env, seed, [first] * policy.n_obs_steps, np.random.default_rng([noise_seed, seed]), record
-    )
+    episode = _Running(env, seed, [first] * policy.n_obs_steps, np.random.default_rng([noise_seed, seed]), record)
     if record:
         episode.frames.append(np.asarray(env.render()))
     return episode

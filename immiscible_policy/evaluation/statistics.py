@@ -45,9 +45,7 @@ class Interval:
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.mean:.3f} (no interval: too few values, n={self.n})"
-        return (
-            f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] ({100 * self.level:g}% interval, n={self.n})"
-        )
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] ({100 * self.level:g}% interval, n={self.n})"
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class RuleScore:
         return f"{self.value:.3f} ({RULES[self.rule]}; {self.n_points} points)"
 
 
-def bootstrap_mean(
-    values: ArrayLike, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """Percentile bootstrap (Efron, 1979) of the mean over the episodes of ONE policy.
 
     It says how well the episodes determine this policy's mean, nothing about other training seeds.
@@ -267,9 +263,7 @@ def _checked(name: str, values: ArrayLike, ndim: int) -> np.ndarray:
         shape = "(n,)" if ndim == 1 else "(n_seeds, n_episodes)"
         raise ValueError(f"{name} must have shape {shape} and not be empty, got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite values"
-        )
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite values")
     return array
 
 

@@ -42,15 +42,11 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
             differing = sorted({json.dumps(run[key], sort_keys=True) for run in runs})
-            raise ValueError(
-                f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}"
-            )
+            raise ValueError(f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}")
     arms: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         if run["seed"] in arms[run["coupling"]]:
-            raise ValueError(
-                f"two runs of {run['coupling']} with seed {run['seed']}: {run['folder']} is the second"
-            )
+            raise ValueError(f"two runs of {run['coupling']} with seed {run['seed']}: {run['folder']} is the second")
         arms[run["coupling"]][run["seed"]] = run
     rows = []
     for coupling in sorted(arms, key=lambda name: (name != baseline, name)):
@@ -85,7 +81,8 @@ def markdown(table: dict[str, Any]) -> str:
         f"training seed from initial state {settings['seed_start']}, {settings['sampler']} "
         f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}; mean [95% interval].",
         "",
-        "| coupling | training seeds | max coverage | max reward (published score) | success | max coverage by seed | difference in max coverage |",
+        "| coupling | training seeds | max coverage | max reward (published score) | success | max coverage by seed "
+        "| difference in max coverage |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:

@@ -94,9 +94,7 @@ class DiffusionPolicy(
             )
         return self.observation_normalizer.normalize(observation)
 
-    def loss(
-        self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def loss(self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator | None = None) -> Tensor:
         """Training loss of a batch, a scalar.
 
         Args:
@@ -110,9 +108,7 @@ class DiffusionPolicy(
         mask = ~batch["action_is_pad"].unsqueeze(-1) if self.mask_padding else None
         scaled = data * self.objective.data_scale  # the coupling sees the data as the noise will meet it
         noise = coupling(scaled, condition=observation, mask=mask, generator=generator)
-        return self.objective.loss(
-            self.network, data, noise, condition=observation, mask=mask, generator=generator
-        )
+        return self.objective.loss(self.network, data, noise, condition=observation, mask=mask, generator=generator)
 
     # Calling the module computes its loss, so that wrappers (DistributedDataParallel, autocast) see the training step.
     forward = loss
@@ -155,15 +151,11 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Diffu
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(
-                f"policy folder {folder}: {name} is missing, so this is not a complete saved policy"
-            )
+            raise ValueError(f"policy folder {folder}: {name} is missing, so this is not a complete saved policy")
     try:
         policy = DiffusionPolicy.from_pretrained(folder, map_location=str(device), strict=True)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"policy folder {folder}: damaged or half-written file ({error})") from error
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"policy folder {folder}: weights and config.json do not belong together ({error})"
-        ) from error
+        raise ValueError(f"policy folder {folder}: weights and config.json do not belong together ({error})") from error
     return policy.to(device).eval()

@@ -33,9 +33,7 @@ def flatten(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
         return {"list": [flatten(value, tensors, f"{prefix}/{i}") for i, value in enumerate(tree)]}
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": tree}
-    raise TypeError(
-        f"checkpoint entry {prefix} is a {type(tree).__name__}: only tensors and JSON values are stored"
-    )
+    raise TypeError(f"checkpoint entry {prefix} is a {type(tree).__name__}: only tensors and JSON values are stored")
 
 
 def unflatten(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

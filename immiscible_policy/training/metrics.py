@@ -18,9 +18,7 @@ class MetricsLogger:
             step stands in the file once.
     """
 
-    def __init__(
-        self, run_dir: Path, tensorboard: bool = True, wandb: str | None = None, step: int = 0
-    ) -> None:
+    def __init__(self, run_dir: Path, tensorboard: bool = True, wandb: str | None = None, step: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._drop_lines_after(step)
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()

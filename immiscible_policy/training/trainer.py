@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class Trainer:
         self.validate, self.evaluate, self.headline = validate, evaluate, headline
         device = resolve_device(config.device)
         self.precision = resolve_precision(config.mixed_precision, device)
+        _forget_earlier_accelerator()
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision), cpu=device == "cpu"
         )
@@ -86,7 +88,7 @@ class Trainer:
                 f"batch_size={config.batch_size} on {self.accelerator.num_processes} processes needs at least "
                 f"{self._global_batch} data, the dataset has {len(dataset)}"
             )
-        self.ema_model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        self.ema_model: Any = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             config.learning_rate,
@@ -151,12 +153,7 @@ class Trainer:
                 progress.update()
                 metrics: dict[str, float] = {}
                 if self._due(config.log_every):
-                    metrics["train/loss"] = self._mean_loss(losses)
-                    metrics["train/gradient_norm"] = float(gradient_norm)
-                    metrics["train/learning_rate"] = self.lr_schedule.get_last_lr()[0]
-                    metrics["train/seconds"] = self.seconds.wall
-                    metrics["train/cpu_seconds"] = self.seconds.cpu
-                    metrics["train/epoch"] = self.step * self._global_batch / len(self.dataset)
+                    metrics.update(self._progress(losses, gradient_norm))
                     shown["loss"] = f"{metrics['train/loss']:.4f}"
                     losses.clear()
                 metrics.update(self._assess())
@@ -193,7 +190,18 @@ class Trainer:
         self.ema.step(self.parameters)
         return loss.detach(), norm
 
-    def averaged_model(self) -> nn.Module:
+    def _progress(self, losses: list[Tensor], gradient_norm: Tensor | float) -> dict[str, float]:
+        """Numbers of the steps since the last log. Reading them is the loop's only wait for a GPU."""
+        return {
+            "train/loss": self._mean_loss(losses),
+            "train/gradient_norm": float(gradient_norm),
+            "train/learning_rate": float(self.lr_schedule.get_last_lr()[0]),
+            "train/epoch": self.step * self._global_batch / len(self.dataset),
+            "train/seconds": self.seconds.wall,
+            "train/cpu_seconds": self.seconds.cpu,
+        }
+
+    def averaged_model(self) -> Any:
         """The model with the moving-average weights of this moment, in evaluation mode."""
         self.ema.copy_to(list(self.ema_model.parameters()))
         return self.ema_model
@@ -277,8 +285,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return [state]
         gathered = {
-            name: self.accelerator.gather(value.to(self.device).unsqueeze(0)).cpu()
-            for name, value in state.items()
+            name: self.accelerator.gather(value.to(self.device).unsqueeze(0)).cpu() for name, value in state.items()
         }
         return [{k: v[rank] for k, v in gathered.items()} for rank in range(self.accelerator.num_processes)]
 
@@ -293,14 +300,10 @@ class Trainer:
             details = [f"{k}={mine[k]} (saved with {theirs.get(k)})" for k in changed]
             if self.precision != state["precision"]:
                 details.append(f"mixed_precision={self.precision} (saved with {state['precision']})")
-            raise CheckpointError(
-                f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}"
-            )
+            raise CheckpointError(f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}")
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if shapes != {name: tuple(value.shape) for name, value in state["model"].items()}:
-            raise CheckpointError(
-                f"checkpoint {self.latest} holds another network than the configuration builds"
-            )
+            raise CheckpointError(f"checkpoint {self.latest} holds another network than the configuration builds")
         if len(state["rng"]) != self.accelerator.num_processes:
             raise CheckpointError(
                 f"checkpoint {self.latest} was written by {len(state['rng'])} processes, this run has "
@@ -319,11 +322,18 @@ class Trainer:
         self.seconds.wall, self.seconds.cpu = state["seconds"]
 
 
+def _forget_earlier_accelerator() -> None:
+    """Let a sweep's next run in this process choose its own device and precision: accelerate keeps the first's."""
+    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class _Stopwatch:
     """Time spent inside ``with`` blocks: by the clock on the wall, and of the processor over all threads."""
 
     def __init__(self) -> None:
-        self.wall = self.cpu = 0.0
+        self.wall = 0.0
+        self.cpu = 0.0
 
     def __enter__(self) -> None:
         self._start = time.perf_counter(), time.process_time()

@@ -116,16 +116,12 @@ def test_explained_share_equals_the_adjusted_r_squared_for_equal_rows():
     rows, regressors = 64, 5
     x = normal(rows, regressors).double()
     # +-1 noise with zero column sums: all centred rows have the same norm.
-    noise = torch.stack(
-        [torch.randperm(rows, generator=generator(s)) % 2 * 2.0 - 1.0 for s in range(7)], 1
-    ).double()
+    noise = torch.stack([torch.randperm(rows, generator=generator(s)) % 2 * 2.0 - 1.0 for s in range(7)], 1).double()
     design = torch.cat((torch.ones(rows, 1, dtype=torch.float64), x), 1)
     residual = noise - design @ torch.linalg.lstsq(design, noise).solution
     r_squared = 1 - float(residual.square().sum() / noise.square().sum())
     adjusted = 1 - (1 - r_squared) * (rows - 1) / (rows - 1 - regressors)
-    assert explained_share(x, noise, torch.ones_like(noise, dtype=torch.bool)) == pytest.approx(
-        adjusted, abs=1e-10
-    )
+    assert explained_share(x, noise, torch.ones_like(noise, dtype=torch.bool)) == pytest.approx(adjusted, abs=1e-10)
 
 
 def test_labels_are_classes_and_not_numbers():

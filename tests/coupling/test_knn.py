@@ -81,9 +81,7 @@ def test_exact_has_the_law_of_explicit_candidates(metric, dims, norm, k, rows):
 
 
 @pytest.mark.parametrize("candidates", ["exact", "explicit"])
-@pytest.mark.parametrize(
-    ("dims", "norm", "k"), [(1, 1.0, 3), (2, 0.0, 2), (2, 3.0, 64), (32, 4.0, 2), (32, 2.0, 64)]
-)
+@pytest.mark.parametrize(("dims", "norm", "k"), [(1, 1.0, 3), (2, 0.0, 2), (2, 3.0, 64), (32, 4.0, 2), (32, 2.0, 64)])
 def test_distance_has_the_closed_form_law(dims, norm, k, candidates):
     x = points(20_000, dims, norm)
     noise = KNN(k, candidates=candidates)(x, generator=generator(3))
@@ -100,9 +98,7 @@ def test_inner_projection_has_the_closed_form_law(k):
     assert stats.kstest(stats.norm.cdf(projection) ** k, "uniform").pvalue > P_VALUE
 
 
-@pytest.mark.parametrize(
-    ("k", "expected"), [(2, 0.5642), (4, 1.0292), (8, 1.4235), (16, 1.7662), (64, 2.3439)]
-)
+@pytest.mark.parametrize(("k", "expected"), [(2, 0.5642), (4, 1.0292), (8, 1.4235), (16, 1.7662), (64, 2.3439)])
 def test_inner_shift_is_the_mean_of_the_largest_of_k_normals(k, expected):
     x = points(200_000, 4, 2.0)
     projection = (x * KNN(k, metric="inner")(x, generator=generator(5))).sum(1) / 2.0

@@ -119,6 +119,13 @@ def test_batch_of_one_passes_through(metric):
     assert torch.equal(LinearAssignment(metric)(torch.randn(1, 3, 2), noise), noise)
 
 
+def test_short_distances_in_low_dimension_do_not_cancel():
+    noise = torch.randn(64, 2, generator=generator(8))
+    data = noise + 1e-3 * torch.randn(64, 2, generator=generator(9))
+    expected = true_costs(data, noise, "l2", torch.ones(64, 2, dtype=torch.bool))
+    assert LinearAssignment("l2")._cost(data, noise, None).numpy() == pytest.approx(expected, abs=1e-7)
+
+
 @pytest.mark.parametrize("cost_dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_rounded_costs_stay_near_the_optimum(metric, cost_dtype):

@@ -1,52 +1,15 @@
-"""A small made-up replay store in the PushT layout, and a web server on this machine."""
+"""A web server on this machine."""
 
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-
-StoreMaker = Callable[..., dict[str, np.ndarray]]
-
-
-def _arrays(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    n = sum(lengths)
-    return {
-        "action": rng.uniform(10, 500, (n, 2)).astype(np.float32),
-        "state": rng.uniform(10, 500, (n, 5)).astype(np.float32),
-        "keypoint": rng.uniform(10, 500, (n, 9, 2)).astype(np.float32),
-        "img": rng.integers(0, 256, (n, 96, 96, 3)).astype(np.float32),
-        "episode_ends": np.cumsum(lengths).astype(np.int64),
-    }
-
-
-@pytest.fixture
-def make_store() -> StoreMaker:
-    """make_store(path, lengths=..., zarr_format=..., **replacements) writes a store, returns its arrays.
-
-    A replacement replaces the array of that name; None leaves it out.
-    """
-
-    def make(
-        path: Path, lengths: tuple[int, ...] = (12, 9, 20), zarr_format: int = 2, **replacements: object
-    ) -> dict[str, np.ndarray]:
-        arrays = {**_arrays(lengths), **replacements}
-        kept = {name: np.asarray(values) for name, values in arrays.items() if values is not None}
-        root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-        data, meta = root.create_group("data"), root.create_group("meta")
-        for name, values in kept.items():
-            group = meta if name == "episode_ends" else data
-            chunks = (16, *values.shape[1:])
-            group.create_array(name, data=values, chunks=chunks, config={"write_empty_chunks": True})
-        return kept
-
-    return make
 
 
 class FileServer(BaseHTTPRequestHandler):

@@ -85,9 +85,7 @@ def test_an_episode_too_short_for_a_window_gives_none():
     assert len(windows) == 13
     assert windows.step_index.min() == 7
     assert windows.step_index.max() == 26
-    with pytest.raises(
-        ValueError, match="horizon 16 needs an episode of at least 8 steps among the 1 selected"
-    ):
+    with pytest.raises(ValueError, match="horizon 16 needs an episode of at least 8 steps among the 1 selected"):
         numbered_windows([7], 16, 2, 8)
 
 

@@ -71,14 +71,10 @@ def test_times_are_uniform_over_all_steps_and_follow_the_generator() -> None:
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 100), ("ddim", 20), ("ddpm", 100)])
 @pytest.mark.parametrize("data_scale", [1.0, 2.0])
-def test_samples_of_the_exact_denoiser_have_the_data_distribution(
-    sampler: str, steps: int, data_scale: float
-) -> None:
+def test_samples_of_the_exact_denoiser_have_the_data_distribution(sampler: str, steps: int, data_scale: float) -> None:
     objective = DDPM(sampler=sampler, clip_sample=False, data_scale=data_scale)
     network = OptimalDenoiser(objective, mean=0.3 * data_scale, std=0.4 * data_scale)
-    samples = objective.sample(
-        network, (20_000, 1, 1), steps=steps, generator=torch.Generator().manual_seed(0)
-    )
+    samples = objective.sample(network, (20_000, 1, 1), steps=steps, generator=torch.Generator().manual_seed(0))
     assert abs(samples.mean() - 0.3) < 0.02
     assert abs(samples.std() - 0.4) < 0.05
 

@@ -274,9 +274,7 @@ def test_registered_environment_ends_after_300_steps() -> None:
 
 
 def test_vector_environment_has_the_same_face() -> None:
-    vector = gymnasium.make_vec(
-        ENV_ID, num_envs=3, vectorization_mode="sync", obs_type="keypoints", legacy=True
-    )
+    vector = gymnasium.make_vec(ENV_ID, num_envs=3, vectorization_mode="sync", obs_type="keypoints", legacy=True)
     single = [PushTEnv(obs_type="keypoints", legacy=True) for _ in range(3)]
     observations, infos = vector.reset(seed=100000)
     expected = np.array([env.reset(seed=100000 + i)[0] for i, env in enumerate(single)])

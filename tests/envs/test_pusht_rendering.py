@@ -69,6 +69,20 @@ def test_every_body_has_the_colour_of_the_original() -> None:
     assert colour(5, 250) == colour(506, 250) == colour(250, 5) == colour(250, 506) == geometry.WALL_COLOR
 
 
+@pytest.mark.parametrize(
+    ("color", "name"),
+    [
+        (geometry.GOAL_COLOR, "LightGreen"),
+        (geometry.AGENT_COLOR, "RoyalBlue"),
+        (geometry.BLOCK_COLOR, "LightSlateGray"),
+        (geometry.WALL_COLOR, "LightGray"),
+        (geometry.BACKGROUND_COLOR, "White"),
+    ],
+)
+def test_colours_are_the_named_ones(color: tuple[int, int, int], name: str) -> None:
+    assert pygame.Color(*color) == pygame.Color(name)
+
+
 def test_frames_have_the_asked_size() -> None:
     assert frame(visualization_width=64, visualization_height=48).shape == (48, 64, 3)
     env = PushTEnv(obs_type="pixels", observation_width=40, observation_height=24)

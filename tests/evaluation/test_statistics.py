@@ -247,9 +247,7 @@ def test_bad_tables_are_refused(values):
         paired_difference(values, values)
 
 
-@pytest.mark.parametrize(
-    "function", [bootstrap_mean, lambda v, **o: hierarchical_bootstrap_mean([v, v], **o)]
-)
+@pytest.mark.parametrize("function", [bootstrap_mean, lambda v, **o: hierarchical_bootstrap_mean([v, v], **o)])
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -54,9 +54,7 @@ def test_video_is_h264_yuv420p_at_the_rate_asked_for(tmp_path):
     assert meta["duration"] == pytest.approx(12 / 5, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "shape"), [(95, 97, (96, 98)), (33, 64, (34, 64)), (50, 66, (50, 66))]
-)
+@pytest.mark.parametrize(("height", "width", "shape"), [(95, 97, (96, 98)), (33, 64, (34, 64)), (50, 66, (50, 66))])
 def test_odd_sizes_become_even_by_repeating_the_edge(tmp_path, height, width, shape):
     frames = [plain(RED, height, width)] * 3
     read = iio.imread(write_video(frames, tmp_path / "odd.mp4"), plugin="FFMPEG")

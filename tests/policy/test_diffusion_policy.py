@@ -59,14 +59,10 @@ def test_any_coupling_gives_a_finite_loss_with_gradients(coupling: Coupling) -> 
 
 def test_loss_target_is_the_coupled_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, spy, batch = small_policy(), Spy(), batch_of(8)
-    monkeypatch.setattr(
-        policy.network, "forward", lambda noisy, time, condition: torch.full_like(noisy, 0.25)
-    )
+    monkeypatch.setattr(policy.network, "forward", lambda noisy, time, condition: torch.full_like(noisy, 0.25))
     assert policy.loss(batch, spy) == 0.0
     torch.testing.assert_close(spy.seen["data"], policy.action_normalizer.normalize(batch["action"]))
-    torch.testing.assert_close(
-        spy.seen["condition"], policy.observation_normalizer.normalize(batch["observation"])
-    )
+    torch.testing.assert_close(spy.seen["condition"], policy.observation_normalizer.normalize(batch["observation"]))
     assert spy.seen["mask"] is None
 
 

@@ -19,9 +19,7 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
-            raise ValueError(
-                f"dim={dim}: the embedding of the diffusion time needs an even width of at least 4"
-            )
+            raise ValueError(f"dim={dim}: the embedding of the diffusion time needs an even width of at least 4")
         half = dim // 2
         frequencies = torch.exp(torch.arange(half) * (-math.log(10_000.0) / (half - 1)))
         self.register_buffer("frequencies", frequencies, persistent=False)

@@ -8,7 +8,9 @@ All tensors inside are (B, T, C). A sequence of 4 to 16 steps is so short that a
 one matrix product over the unfolded taps (see ``SequenceConv``), and this layout makes unfolding a concatenation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +76,7 @@ class Upsample(nn.Module):
 class ConvBlock(nn.Module):
     """Convolution, group normalisation, activation: (B, T, in) -> (B, T, out)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int, activation: str
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int, activation: str) -> None:
         super().__init__()
         self.conv = SequenceConv(in_channels, out_channels, kernel_size)
         self.norm = nn.GroupNorm(n_groups, out_channels)
@@ -105,9 +105,7 @@ class FiLMResidualBlock(nn.Module):
         self.first = ConvBlock(in_channels, out_channels, kernel_size, n_groups, activation)
         self.second = ConvBlock(out_channels, out_channels, kernel_size, n_groups, activation)
         self.film = nn.Linear(condition_dim, 2 * out_channels)
-        self.skip = (
-            SequenceConv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        )
+        self.skip = SequenceConv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B, T, in), activated condition (B, C) -> (B, T, out)."""
@@ -163,7 +161,7 @@ class ConditionalUNet1D(nn.Module):
             return FiLMResidualBlock(in_channels, out_channels, total, kernel_size, n_groups, activation)
 
         self.down = nn.ModuleList()
-        for i, (before, after) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (before, after) in enumerate(pairwise(dims)):
             last = i == len(down_dims) - 1
             resize = nn.Identity() if last else SequenceConv(after, after, 3, stride=2)
             self.down.append(nn.ModuleList([block(before, after), block(after, after), resize]))
@@ -179,20 +177,22 @@ class ConditionalUNet1D(nn.Module):
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """noisy (B, T, action_dim), time (B,), condition (B, ...) -> (B, T, action_dim)."""
         if noisy.shape[1] % self.horizon_divisor:
-            raise ValueError(
-                f"horizon={noisy.shape[1]}: this network needs a multiple of {self.horizon_divisor}"
-            )
+            raise ValueError(f"horizon={noisy.shape[1]}: this network needs a multiple of {self.horizon_divisor}")
         features = torch.cat([self.step_encoder(time).float(), flatten_condition(condition)], dim=-1)
         features = self.activation(features)
         x = noisy
         skips: list[Tensor] = []
-        for first, second, resize in self.down:  # type: ignore[misc]
+        for first, second, resize in _levels(self.down):
             x = second(first(x, features), features)
             skips.append(x)
             x = resize(x)
         for block in self.middle:
             x = block(x, features)
-        for first, second, resize in self.up:  # type: ignore[misc]
+        for first, second, resize in _levels(self.up):
             x = first(torch.cat([x, skips.pop()], dim=-1), features)
             x = resize(second(x, features))
         return self.head(x)
+
+
+def _levels(levels: nn.ModuleList) -> Iterable[tuple[nn.Module, nn.Module, nn.Module]]:
+    return cast("Iterable[tuple[nn.Module, nn.Module, nn.Module]]", levels)

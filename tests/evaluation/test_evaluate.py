@@ -1,0 +1,72 @@
+"""Evaluation of a policy on PushT: what eval.json holds, media, and its settings."""
+
+import json
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, summarize, write_json
+from immiscible_policy.evaluation.rollout import Episode
+from immiscible_policy.policy import DiffusionPolicy
+
+TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "keypoints", "legacy": True, "max_steps": 24}
+
+
+def small_policy(task: dict[str, object] | None = None) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(
+        20,
+        2,
+        network={"name": "mlp", "width": 16, "n_blocks": 1},
+        num_inference_steps=2,
+        task=TASK if task is None else task,
+    )
+    policy.fit_normalizers(512 * torch.rand(50, 20), 512 * torch.rand(50, 2))
+    return policy.eval()
+
+
+def test_everything_is_written_and_reproducible(tmp_path: Path) -> None:
+    config = EvaluationConfig(n_episodes=5, n_videos=2, mixed_precision="fp32")
+    report = evaluate_policy(small_policy(), config, tmp_path / "a", progress=False)
+    stored = json.loads((tmp_path / "a" / "eval.json").read_text())
+    assert stored == json.loads(json.dumps(report))
+    assert [episode["seed"] for episode in stored["episodes"]] == [100000, 100001, 100002, 100003, 100004]
+    assert stored["settings"]["num_inference_steps"] == 2
+    assert stored["settings"]["task"]["legacy"] is True
+    assert set(stored["metrics"]) == {"max_reward", "max_coverage", "final_coverage", "success", "length"}
+    for episode in stored["episodes"]:
+        assert episode["max_reward"] == pytest.approx(min(episode["max_coverage"] / 0.95, 1.0))
+    assert stored["videos"] == ["episode_100000.mp4", "episode_100001.mp4"]
+    frames = iio.imread(tmp_path / "a" / stored["videos"][0], plugin="FFMPEG")
+    assert len(frames) == stored["episodes"][0]["length"] + 1
+    assert iio.imread(tmp_path / "a" / "film_strip.png").ndim == 3
+    again = evaluate_policy(small_policy(), config, progress=False)
+    assert again["episodes"] == report["episodes"]
+    assert "videos" not in again
+
+
+def test_summary_is_the_mean_with_an_interval_around_it() -> None:
+    episodes = [Episode(i, 0.1 * i, 0.09 * i, 0.05, i > 7, 100 + i) for i in range(10)]
+    summary = summarize(episodes)
+    assert summary["max_reward"]["mean"] == pytest.approx(0.45)
+    assert summary["success"]["mean"] == pytest.approx(0.2)
+    assert summary["max_reward"]["low"] < 0.45 < summary["max_reward"]["high"]
+    assert summary["success"]["n"] == 10
+
+
+def test_a_policy_without_a_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="lacks env_id, obs_type, legacy, max_steps"):
+        evaluate_policy(small_policy(task={"name": "?"}), EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_episodes", 0), ("n_videos", 6)])
+def test_wrong_settings_are_named(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        EvaluationConfig(**{"n_episodes": 5, "n_videos": 0, name: value})
+
+
+def test_not_a_number_becomes_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"low": float("nan"), "list": [1.0, float("nan")]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"low": None, "list": [1.0, None]}

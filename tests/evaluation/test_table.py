@@ -1,0 +1,83 @@
+"""The coverage table."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
+
+SETTINGS = {
+    "n_episodes": 40,
+    "seed_start": 100000,
+    "sampler": "ddim",
+    "num_inference_steps": 20,
+    "task": {"legacy": True},
+}
+
+
+def run(coupling: str, seed: int, shift: float = 0.0, **changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    coverage = rng.uniform(0.2, 0.8, 40) + shift
+    episodes = [
+        {
+            "max_reward": c / 0.95,
+            "max_coverage": float(c),
+            "final_coverage": float(c),
+            "success": bool(c > 0.95),
+            "seed": 100000 + i,
+        }
+        for i, c in enumerate(coverage.tolist())
+    ]
+    return {
+        "coupling": coupling, "seed": seed, "steps": 10, "parameters": 4_600_000, "episodes": episodes,
+        "evaluation_settings": copy.deepcopy(SETTINGS), "rollouts": {}, "folder": f"{coupling}_{seed}", **changes,
+    }  # fmt: skip
+
+
+RUNS = [run("Independent()", seed) for seed in (0, 1, 2)] + [run("KNN(k=2)", seed, 0.1) for seed in (0, 1, 2)]
+
+
+def test_paired_difference_removes_what_both_arms_share() -> None:
+    table = coverage_table(RUNS)
+    baseline, coupled = table["rows"]
+    assert baseline["coupling"] == "Independent()"
+    assert "max_coverage_difference" not in baseline
+    difference = coupled["max_coverage_difference"]
+    # The arms differ by exactly 0.1 in every episode: no interval, though either arm's own is wide.
+    assert difference["mean"] == pytest.approx(0.1)
+    assert difference["high"] - difference["low"] < 1e-9
+    assert coupled["max_coverage"]["high"] - coupled["max_coverage"]["low"] > 0.05
+    text = markdown(table)
+    assert "+10.0 [+10.0, +10.0]" in text
+    assert "4.6M parameters, 10 steps; 40 episodes" in text
+    assert text.count("\n| `") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 20}, "runs differ in steps"),
+        ({"evaluation_settings": {**SETTINGS, "num_inference_steps": 10}}, "runs differ in evaluation_settings"),
+        ({"seed": 0}, "two runs of Independent"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        coverage_table([*RUNS, run("Independent()", **{"seed": 3, **change})])
+
+
+def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no summary\.json"):
+        load_runs([tmp_path])
+    for item in RUNS:
+        folder = tmp_path / item["folder"]
+        (folder / "media").mkdir(parents=True)
+        summary = {key: value for key, value in item.items() if key not in ("episodes", "folder")}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "media" / "eval.json").write_text(json.dumps({"episodes": item["episodes"]}))
+    found = coverage_table(load_runs([tmp_path]))
+    assert found["rows"][1]["max_coverage"] == coverage_table(RUNS)["rows"][1]["max_coverage"]

@@ -1,0 +1,45 @@
+"""Validation loss on independent and on coupled noise."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from immiscible_policy.coupling import KNN, Coupling, Independent
+from immiscible_policy.evaluation.validation import validation_losses
+
+
+class Zero(nn.Module):
+    """Predicts no noise, so its loss is the mean square of the noise it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator) -> Tensor:
+        return coupling(batch["data"], generator=generator).square().mean()
+
+
+class Data:
+    def __init__(self) -> None:
+        self.data = torch.randn(300, 32)
+
+    def __len__(self) -> int:
+        return 300
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return {"data": self.data[indices]}
+
+
+def test_both_losses_are_means_over_all_data_and_repeat_themselves() -> None:
+    torch.manual_seed(0)
+    first, second = (validation_losses(Zero(), Data(), KNN(k=8), batch_size=128) for _ in range(2))
+    assert first["validation/loss_independent"] == second["validation/loss_independent"]
+    assert first["validation/loss_independent"] == pytest.approx(1.0, abs=0.05)
+    # Nearest-of-8 noise is shorter in 32 dimensions, so this "network" looks better on it without being better.
+    assert first["validation/loss_coupled"] < 0.85
+
+
+def test_independent_coupling_has_one_loss() -> None:
+    assert list(validation_losses(Zero(), Data(), Independent())) == ["validation/loss_independent"]

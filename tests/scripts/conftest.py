@@ -1,0 +1,50 @@
+"""Runs of the command-line scripts inside the test process."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from immiscible_policy import cli
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+Runner = Callable[..., int]
+
+
+def load_script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
+    """run_script(name, *arguments) -> exit status, with a fresh folder as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(name: str, *arguments: str) -> int:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        module = load_script(name)
+        try:
+            if name == "train_policy":
+                sys.argv = cli.point_hydra_at_resumed_run(sys.argv)
+            if name in ("train_policy", "eval_policy"):
+                cli.run(module.main, name)
+            else:
+                module.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run

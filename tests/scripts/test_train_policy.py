@@ -1,0 +1,193 @@
+"""The main job from the command line, on made-up demonstrations and networks of a few thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from immiscible_policy.policy import load_policy
+from immiscible_policy.training.metrics import read_metrics
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_policy.py"
+TINY = (
+    "preset=quick",
+    "steps=8",
+    "batch_size=16",
+    "policy=mlp",
+    "policy.network.width=16",
+    "policy.network.n_blocks=1",
+    "policy.num_inference_steps=2",
+    "task.max_steps=16",
+    "rollout.n_episodes=2",
+    "rollout.num_inference_steps=2",
+    "evaluation.n_episodes=3",
+    "evaluation.num_inference_steps=2",
+    "evaluation.n_videos=1",
+    "trainer.evaluate_every=4",
+    "trainer.validate_every=4",
+    "trainer.checkpoint_every=4",
+    "trainer.log_every=2",
+    "trainer.mixed_precision=fp32",
+    "dataset.val_ratio=0.3",
+    "num_threads=1",
+    "device=cpu",
+)
+
+
+@pytest.fixture
+def store(tmp_path, make_store) -> Path:
+    make_store(tmp_path / "store.zarr", lengths=(40, 30, 25))
+    return tmp_path / "store.zarr"
+
+
+def tiny(store: Path, run_dir: str, *more: str) -> list[str]:
+    return [*TINY, f"dataset.path={store}", f"hydra.run.dir={run_dir}", *more]
+
+
+@pytest.mark.parametrize("coupling", ["coupling=none", "coupling=knn", "coupling=assignment"])
+def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path, capsys, coupling: str) -> None:
+    assert run_script("train_policy", *tiny(store, "run", coupling)) == 0
+    run_dir = tmp_path / "run"
+    assert {"step=0000004", "step=0000008", "best", "latest"} == {p.name for p in (run_dir / "checkpoints").iterdir()}
+    assert {".hydra", "metrics.jsonl", "summary.json", "media", "checkpoints"} <= {p.name for p in run_dir.iterdir()}
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    assert {"eval.json", "film_strip.png", "episode_100000.mp4"} == {p.name for p in (run_dir / "media").iterdir()}
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["final"]["max_coverage"]["n"] == 3
+    assert summary["rollouts"]["max_reward"]["max_score"]["n_points"] == 2
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    coupled = [line for line in lines if "validation/loss_coupled" in line]
+    assert bool(coupled) == (coupling != "coupling=none")
+    assert sum("validation/loss_independent" in line for line in lines) == 2
+    assert load_policy(run_dir / "checkpoints" / "best").task["obs_type"] == "keypoints"
+    printed = capsys.readouterr().out
+    for path in ("run/summary.json", "run/media/film_strip.png", "run/checkpoints/step=0000008"):
+        assert path in printed
+
+
+def test_killed_and_resumed_from_the_command_line(run_script, store: Path, tmp_path: Path, monkeypatch) -> None:
+    assert run_script("train_policy", *tiny(store, "whole", "coupling=knn", "k=3")) == 0
+
+    from immiscible_policy.training import trainer
+
+    save = trainer.save_state
+    killed: list[bool] = []
+
+    def save_and_die(folder: Path, state: dict) -> None:
+        save(folder, state)
+        if not killed:
+            killed.append(True)
+            raise OSError("power failure")
+
+    monkeypatch.setattr(trainer, "save_state", save_and_die)
+    assert run_script("train_policy", *tiny(store, "killed", "coupling=knn", "k=3")) == 1
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    before = (tmp_path / "killed" / ".hydra" / "config.yaml").read_text()
+    assert run_script("train_policy", "resume=killed", "num_threads=1") == 0
+    assert (tmp_path / "killed" / ".hydra" / "config.yaml").read_text() == before
+    final = [load_policy(tmp_path / name / "checkpoints" / "step=0000008").state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed")]
+    assert summaries[0]["final"] == summaries[1]["final"]
+    assert summaries[1]["coupling"].startswith("KNN(k=3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coupling=knn", "k=0"], "k must be an integer >= 1, got 0"),
+        (["coupling=knnn"], "coupling=knnn: choose one of assignment, knn, none"),
+        (["kk=3"], "unknown setting 'kk': choose one of batch_size, coupling"),
+        (["trainer.lr=1"], "unknown setting 'lr' in trainer: choose one of batch_size, betas"),
+        (["trainer.lr_schedule=cos"], "lr_schedule='cos': choose one of"),
+        (["device=gpu"], "device='gpu': choose auto, cpu"),
+        (["dataset.path=nowhere"], "nowhere"),
+        (["task.obs_type=pixels"], "obs_type"),
+        (["policy.network.name=unet"], "network.name='unet'"),
+        (["policy.n_action_steps=20"], "n_action_steps must be in 1..horizon - n_obs_steps + 1 = 15, got 20"),
+        (["hydra.run.dir=store.zarr/.zgroup/run"], "Not a directory"),
+        (["resume=store.zarr"], "not a run folder"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(
+    run_script, store: Path, tmp_path: Path, capsys, arguments: list[str], message: str
+) -> None:
+    base = [] if arguments[0].startswith("resume") else tiny(store, "bad")
+    assert run_script("train_policy", *base, *arguments) == 1
+    stderr = capsys.readouterr().err
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "bad" / "summary.json").exists()
+
+
+def test_nothing_is_overwritten(run_script, store: Path, tmp_path: Path, capsys) -> None:
+    assert run_script("train_policy", *tiny(store, "run")) == 0
+    contents = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    assert run_script("train_policy", *tiny(store, "run", "seed=1")) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert run_script("train_policy", "resume=run", "steps=16") == 1
+    assert "steps=16: a resumed run keeps its configuration" in capsys.readouterr().err
+    assert contents == {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_from_another_configuration_and_a_half_written_one(
+    run_script, store: Path, tmp_path: Path, capsys
+) -> None:
+    assert run_script("train_policy", *tiny(store, "run")) == 0
+    config = tmp_path / "run" / ".hydra" / "config.yaml"
+    text = config.read_text()
+    assert "learning_rate: 0.0005" in text
+    config.write_text(text.replace("learning_rate: 0.0005", "learning_rate: 0.1"))
+    assert run_script("train_policy", "resume=run") == 1
+    assert "is from another configuration: learning_rate=0.1 (saved with 0.0005)" in capsys.readouterr().err
+    config.write_text(text)
+    state = tmp_path / "run" / "checkpoints" / "latest" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert run_script("train_policy", "resume=run") == 1
+    assert "damaged or half-written" in capsys.readouterr().err
+
+
+def test_evaluation_and_table_of_finished_runs(run_script, store: Path, tmp_path: Path, capsys) -> None:
+    for seed in (0, 1):
+        for coupling in ("none", "knn"):
+            arguments = tiny(store, f"runs/{coupling}{seed}", f"coupling={coupling}", f"seed={seed}")
+            assert run_script("train_policy", *arguments) == 0
+    assert run_script("coverage_table", "runs", "--output", "table.json") == 0
+    printed = capsys.readouterr().out
+    assert "| `Independent()` | 2 |" in printed
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][1]["seeds"] == [0, 1]
+    evaluate = ["n_episodes=2", "n_videos=1", "num_inference_steps=3", "device=cpu", "hydra.run.dir=evaluation"]
+    assert run_script("eval_policy", "checkpoint=runs/knn1", *evaluate) == 0
+    report = json.loads((tmp_path / "evaluation" / "eval.json").read_text())
+    assert report["settings"]["num_inference_steps"] == 3
+    assert report["settings"]["n_episodes"] == 2
+    assert (tmp_path / "evaluation" / "film_strip.png").exists()
+    assert run_script("eval_policy", "checkpoint=store.zarr", *evaluate) == 1
+    assert "neither a policy folder" in capsys.readouterr().err
+    assert run_script("coverage_table", "store.zarr") == 1
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_the_real_command_in_its_own_process(store: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *tiny(store, "run", "coupling=knn", "k=2", "steps=4")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "max_coverage" in done.stdout
+    help_text = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    ).stdout
+    assert "coupling=knn k=2" in help_text
+    assert "coupling: assignment, knn, none" in help_text

@@ -1,0 +1,90 @@
+"""Checkpoints: round trip, atomicity, damage."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from immiscible_policy.training.checkpoint import (
+    CheckpointError,
+    flatten,
+    load_state,
+    replace_folder,
+    save_state,
+    staging_folder,
+    unflatten,
+)
+
+leaves = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4) | st.floats(allow_nan=False)
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tree=trees)
+def test_any_nested_structure_comes_back(tree: object) -> None:
+    assert unflatten(flatten(tree, {}), {}) == tree
+
+
+def test_optimizer_state_comes_back(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    save_state(tmp_path / "latest", {"optimizer": optimizer.state_dict(), "bytes": torch.get_rng_state()})
+    state = load_state(tmp_path / "latest")
+    assert torch.equal(state["bytes"], torch.get_rng_state())
+    other = torch.optim.AdamW(layer.parameters())
+    other.load_state_dict(state["optimizer"])
+    for before, after in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_cannot_be_stored_is_named() -> None:
+    with pytest.raises(TypeError, match=r"entry /a/b is a set"):
+        flatten({"a": {"b": {1}}}, {})
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    save_state(tmp_path / "latest", {"step": 1})
+    (tmp_path / "latest").rename(tmp_path / "latest.old")
+    assert load_state(tmp_path / "latest") == {"step": 1}
+
+
+def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    save_state(tmp_path / "latest", {"step": 1})
+    staging = staging_folder(tmp_path / "latest")
+    (staging / "state.safetensors").write_bytes(b"half")
+    assert load_state(tmp_path / "latest") == {"step": 1}
+    save_state(tmp_path / "latest", {"step": 2})
+    assert load_state(tmp_path / "latest") == {"step": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest"]
+
+
+def test_replace_folder_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    for text in ("first", "second"):
+        staging = staging_folder(target)
+        (staging / "file").write_text(text)
+        replace_folder(staging, target)
+    assert (target / "file").read_text() == "second"
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_damage_is_reported(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "latest"
+    save_state(folder, {"weights": torch.randn(100), "step": 3})
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="damaged or half-written"):
+        load_state(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load_state(folder)

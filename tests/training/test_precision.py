@@ -1,0 +1,33 @@
+"""Choices of device and arithmetic."""
+
+import pytest
+import torch
+
+from immiscible_policy.training.precision import autocast, resolve_device, resolve_precision
+
+
+def test_auto_is_resolved_to_something_that_runs() -> None:
+    assert resolve_precision("auto", "cpu") in ("bf16", "fp32")
+    assert resolve_device("auto") in ("cpu", "cuda")
+    with autocast("bf16", "cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with autocast("fp32", "cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_bf16_is_not_chosen_for_a_processor_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, query, lambda: False, raising=False)
+    assert resolve_precision("auto", "cpu") == "fp32"
+
+
+def test_impossible_choices_are_named() -> None:
+    with pytest.raises(ValueError, match="mixed_precision='half': choose one of auto, fp32, bf16, fp16"):
+        resolve_precision("half", "cpu")
+    with pytest.raises(ValueError, match="needs a GPU"):
+        resolve_precision("fp16", "cpu")
+    with pytest.raises(ValueError, match="device='gpu'"):
+        resolve_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            resolve_device("cuda")

@@ -1,0 +1,259 @@
+"""The training loop: exact resume, averaged weights, data order, couplings, failures."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from immiscible_policy.coupling import KNN, Coupling, Independent
+from immiscible_policy.training import CheckpointError, DivergedError, Trainer, TrainerConfig
+from immiscible_policy.training.metrics import read_metrics
+
+CONFIG = TrainerConfig(
+    steps=30,
+    batch_size=8,
+    learning_rate=1e-2,
+    warmup_steps=5,
+    device="cpu",
+    mixed_precision="fp32",
+    log_every=5,
+    validate_every=10,
+    evaluate_every=10,
+    checkpoint_every=10,
+    tensorboard=False,
+)
+
+
+class Points:
+    """A data set of points, and which of them have been asked for."""
+
+    def __init__(self, n: int = 40) -> None:
+        self.data = torch.randn(n, 4, generator=torch.Generator().manual_seed(7))
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        self.asked.append(indices.tolist())
+        return {"data": self.data[indices]}
+
+
+class Denoiser(nn.Module):
+    """A model with dropout, so that torch's own random state matters too."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+        self.weight = weight
+
+    def forward(
+        self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator | None = None
+    ) -> Tensor:
+        noise = coupling(batch["data"], generator=generator)
+        return self.weight * (self.net(batch["data"] + noise) - noise).square().mean()
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+
+
+def trainer(folder: Path, config: TrainerConfig = CONFIG, **options: Any) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(11)
+    return Trainer(
+        Denoiser(), options.pop("dataset", Points()), options.pop("coupling", KNN(k=2)), config, folder, **options
+    )
+
+
+def final_state(run: Trainer) -> list[Tensor]:
+    return [*run.accelerator.unwrap_model(run.model).state_dict().values(), *run.ema.shadow_params]
+
+
+def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+    return {"rollout/max_coverage": 0.5 if step == 20 else 0.1}
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", evaluate=evaluate)
+    whole.fit()
+
+    def kill(model: nn.Module, step: int) -> dict[str, float]:
+        if step == 20:
+            raise _KilledError
+        return evaluate(model, step)
+
+    first = trainer(tmp_path / "killed", evaluate=kill)
+    with pytest.raises(_KilledError):
+        first.fit()
+    second = trainer(tmp_path / "killed", evaluate=evaluate)
+    torch.manual_seed(99)  # whatever happened to the process' random state in between
+    second.resume()
+    assert second.step == 10
+    second.fit()
+    assert all(torch.equal(a, b) for a, b in zip(final_state(whole), final_state(second), strict=True))
+    lines = [
+        [{k: v for k, v in line.items() if "seconds" not in k} for line in read_metrics(path / "metrics.jsonl")]
+        for path in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
+    """SIGKILL at an arbitrary moment of a real process, then resume in another one."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from dataclasses import replace; import test_trainer as t\n"
+        "run = t.trainer(Path(sys.argv[1]), replace(t.CONFIG, steps=2000, checkpoint_every=20, evaluate_every=2000,"
+        " validate_every=2000))\n"
+        "print('ready', flush=True)\n"
+        "if run.latest.exists() or run.latest.with_name('latest.old').exists(): run.resume(); print('resumed', run.step)\n"
+        "run.fit()\n"
+        "torch.save([w for w in t.final_state(run)], Path(sys.argv[1]) / 'final.pt')\n"
+    )
+    here = str(Path(__file__).parent)
+
+    def start(folder: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / folder), here],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    process = start("killed")
+    while not (tmp_path / "killed" / "checkpoints" / "latest").exists():
+        assert process.poll() is None, "the run ended before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "final.pt").exists()
+    resumed = start("killed")
+    assert "resumed" in resumed.communicate()[0]
+    start("whole").communicate()
+    results = [torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("killed", "whole")]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_every_epoch_visits_every_datum_once_in_a_new_order(tmp_path: Path) -> None:
+    points = Points()
+    trainer(tmp_path, replace(CONFIG, steps=10), dataset=points).fit()
+    epochs = [sum(points.asked[i : i + 5], []) for i in (0, 5)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(40))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_runs_of_one_seed_see_the_same_data_under_any_coupling(tmp_path: Path) -> None:
+    asked = []
+    for name, coupling, seed in (("a", Independent(), 0), ("b", KNN(k=3), 0), ("c", Independent(), 1)):
+        points = Points()
+        trainer(tmp_path / name, replace(CONFIG, steps=10, seed=seed), dataset=points, coupling=coupling).fit()
+        asked.append(points.asked)
+    assert asked[0] == asked[1]
+    assert asked[0] != asked[2]
+
+
+def test_averaged_weights_follow_the_published_decay(tmp_path: Path) -> None:
+    """Decay 1 - (1 + step)^-0.75, evaluated weights are the averaged ones."""
+    run = trainer(tmp_path, replace(CONFIG, steps=6))
+    average = [p.detach().clone() for p in run.parameters]
+    for step in range(1, 7):
+        run.step = step
+        run._train_step(run._indices(step))
+        decay = 0.0 if step == 1 else 1 - step**-0.75
+        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, run.parameters, strict=True)]
+    for expected, found in zip(average, run.averaged_model().parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(tmp_path: Path) -> None:
+    trainer(tmp_path, replace(CONFIG, log_every=1)).fit()
+    rates = [line["train/learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rates[4] == pytest.approx(1e-2)
+    assert rates[0] == pytest.approx(2e-3)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_checkpoints_hold_averaged_weights_and_the_best_is_kept(tmp_path: Path) -> None:
+    run = trainer(tmp_path, evaluate=evaluate)
+    run.fit()
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert folders == ["best", "latest", "step=0000010", "step=0000020", "step=0000030"]
+
+    def weights(name: str) -> dict[str, Tensor]:
+        return load_file(tmp_path / "checkpoints" / name / "model.safetensors")
+
+    assert all(torch.equal(weights("best")[k], v) for k, v in weights("step=0000020").items())
+    for (_, saved), average in zip(sorted(weights("step=0000030").items()), _sorted(run.ema_model), strict=True):
+        assert torch.equal(saved, average)
+
+
+def _sorted(model: nn.Module) -> list[Tensor]:
+    return [value for _, value in sorted(model.state_dict().items())]
+
+
+def test_validation_and_evaluation_run_when_due(tmp_path: Path) -> None:
+    trainer(tmp_path, evaluate=evaluate, validate=lambda model: {"validation/loss": 1.0}).fit()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "rollout/max_coverage" in line] == [10, 20, 30]
+    assert [line["step"] for line in lines if "validation/loss" in line] == [10, 20, 30]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+
+
+def test_another_configuration_or_network_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.step = 10
+    run.save()
+    with pytest.raises(CheckpointError, match=r"another configuration: learning_rate=0.5 \(saved with 0.01\)"):
+        trainer(tmp_path, replace(CONFIG, learning_rate=0.5)).resume()
+    with pytest.raises(CheckpointError, match="mixed_precision=bf16"):
+        trainer(tmp_path, replace(CONFIG, mixed_precision="bf16")).resume()
+    other = trainer(tmp_path)
+    other.model.net[0] = nn.Linear(4, 17)
+    with pytest.raises(CheckpointError, match="another network"):
+        other.resume()
+    with pytest.raises(CheckpointError, match="nothing complete to resume from"):
+        trainer(tmp_path / "empty").resume()
+
+
+def test_divergence_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(CONFIG, gradient_clip=None))
+    run.step = 1
+    run.save()
+    run.accelerator.unwrap_model(run.model).weight = float("nan")
+    with pytest.raises(DivergedError, match="training has diverged"):
+        run.fit()
+    trainer(tmp_path, replace(CONFIG, gradient_clip=None)).resume()
+
+
+def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size=8 on 1 processes needs at least 8 data, the dataset has 5"):
+        trainer(tmp_path, dataset=Points(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("steps", 0, "steps=0: must be at least 1"),
+        ("batch_size", -1, "batch_size=-1"),
+        ("learning_rate", 0.0, "learning_rate=0.0: must be positive"),
+        ("lr_schedule", "cos", "lr_schedule='cos': choose one of"),
+        ("warmup_steps", 31, "warmup_steps=31: must be between 0 and steps=30"),
+    ],
+)
+def test_wrong_settings_are_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainerConfig(**{**asdict(CONFIG), name: value})
