@@ -24,13 +24,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from immiscible_policy.coupling import KNN, LinearAssignment
+from immiscible_policy.coupling import KNN, Independent, LinearAssignment
+from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.training.precision import autocast, resolve_precision
 
 Contenders = dict[str, Callable[[], object]]
 
 PUBLISHED = "published form"
 KNN_SIZES = ["256,3072,8", "1024,3072,8", "256,4096,64", "256,32,2"]
 ASSIGNMENT_SIZES = ["64,32", "256,32", "256,3072", "1024,3072"]
+POLICY_BATCH, OBSERVATION_DIM, ACTION_DIM = 64, 20, 2
 SHORTEST_TIMING_S = 2e-3
 LARGEST_PUBLISHED_ASSIGNMENT_BYTES = 2**30
 
@@ -42,6 +45,9 @@ what is compared
               published form: fp16 differences of shape (B, B, D), scaled by 0.10, fp16 norms, then
               scipy; left out where the differences alone need over 1 GiB.
   randn       one torch.randn(B, D): no coupling can be faster than the draw it returns.
+  policy      ours: a training step (loss, backward, AdamW) of the default policy, in the precision that it chooses.
+              published form: the same network with the library's convolutions in fp32 and Mish.
+              Couplings at the policy's batch are given as shares of our step.
 
 how to read the table
   time        median over the rounds
@@ -52,6 +58,7 @@ how to read the table
 examples
   python scripts/benchmark.py                                  everything, about two minutes
   python scripts/benchmark.py --only coupling --rounds 31      steadier numbers
+  python scripts/benchmark.py --only policy                    the policy's training step
   python scripts/benchmark.py --knn-sizes 64,32,2 --assignment-sizes 64,32 --output benchmark.json
 """
 
@@ -185,7 +192,59 @@ def coupling_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"coupling": coupling_section}
+# --- section: policy -------------------------------------------------------------------------------
+
+
+def training_step(precision: str, activation: str, batch: dict[str, Tensor]) -> Callable[[], object]:
+    """One optimiser step of the small U-Net policy on a fixed batch."""
+    network = {"name": "unet1d", "down_dims": [64, 128, 256], "step_embed_dim": 128, "activation": activation}
+    policy = DiffusionPolicy(OBSERVATION_DIM, ACTION_DIM, network=network)
+    policy.fit_normalizers(batch["observation"], batch["action"])
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+
+    def step() -> None:
+        with autocast(precision, "cpu"):
+            loss = policy.loss(batch, Independent())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The policy's training step against library convolutions in fp32, and what a coupling adds to it."""
+    batch = {
+        "observation": 512 * torch.rand(POLICY_BATCH, 2, OBSERVATION_DIM),
+        "action": 512 * torch.rand(POLICY_BATCH, 16, ACTION_DIM),
+        "action_is_pad": torch.zeros(POLICY_BATCH, 16, dtype=torch.bool),
+    }
+    actions = batch["action"] / 256 - 1
+    precision = resolve_precision("auto", "cpu")
+    ours = f"training step, {precision}"
+    contenders: Contenders = {
+        ours: training_step(precision, "silu", batch),
+        PUBLISHED: training_step("fp32", "mish", batch),
+        "coupling none": lambda: Independent()(actions),
+        "coupling knn k=2": lambda: KNN(2)(actions),
+        "coupling assignment": lambda: LinearAssignment()(actions),
+    }
+    times = interleaved(contenders, arguments.rounds)
+    rows = []
+    print(f"{f'policy, batch {POLICY_BATCH}':<22} {'time':>12} {'over our step':>30}")
+    for name in contenders:
+        share = ratio(times, name, ours)
+        rows.append({"contender": name, "median_s": statistics.median(times[name]), "time_over_ours": share})
+        text = "{median:.4f} [{lower_quartile:.4f}, {upper_quartile:.4f}]".format(**share)
+        print(f"{name:<22} {1e3 * statistics.median(times[name]):>9.3f} ms {text:>30}")
+    print()
+    return rows
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "coupling": coupling_section,
+    "policy": policy_section,
+}
 
 
 # --- command line ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import write_json
+from immiscible_policy.evaluation.figure import coverage_curves
 from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
 
 
@@ -16,12 +17,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold runs")
     parser.add_argument("--output", type=Path, help="also write the table's numbers to this JSON file")
+    parser.add_argument("--figure", type=Path, help="also plot coverage while training to this PNG")
     arguments = parser.parse_args()
     try:
-        table = coverage_table(load_runs(arguments.folders))
+        runs = load_runs(arguments.folders)
+        table = coverage_table(runs)
         print(markdown(table))
         if arguments.output:
             write_json(arguments.output, table)
+        if arguments.figure:
+            coverage_curves(runs, arguments.figure)
     except (ValueError, OSError) as error:
         cli.fail(str(error))
 

@@ -5,11 +5,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import numpy as np
 import pytest
-import zarr
 
 
 class FileServer(BaseHTTPRequestHandler):

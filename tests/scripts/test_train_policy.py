@@ -159,7 +159,8 @@ def test_evaluation_and_table_of_finished_runs(run_script, store: Path, tmp_path
         for coupling in ("none", "knn"):
             arguments = tiny(store, f"runs/{coupling}{seed}", f"coupling={coupling}", f"seed={seed}")
             assert run_script("train_policy", *arguments) == 0
-    assert run_script("coverage_table", "runs", "--output", "table.json") == 0
+    assert run_script("coverage_table", "runs", "--output", "table.json", "--figure", "curves.png") == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "| `Independent()` | 2 |" in printed
     assert json.loads((tmp_path / "table.json").read_text())["rows"][1]["seeds"] == [0, 1]

@@ -120,7 +120,8 @@ def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
         "run = t.trainer(Path(sys.argv[1]), replace(t.CONFIG, steps=2000, checkpoint_every=20, evaluate_every=2000,"
         " validate_every=2000))\n"
         "print('ready', flush=True)\n"
-        "if run.latest.exists() or run.latest.with_name('latest.old').exists(): run.resume(); print('resumed', run.step)\n"
+        "if run.latest.exists() or run.latest.with_name('latest.old').exists():\n"
+        "    run.resume(); print('resumed', run.step)\n"
         "run.fit()\n"
         "torch.save([w for w in t.final_state(run)], Path(sys.argv[1]) / 'final.pt')\n"
     )
@@ -151,7 +152,7 @@ def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
 def test_every_epoch_visits_every_datum_once_in_a_new_order(tmp_path: Path) -> None:
     points = Points()
     trainer(tmp_path, replace(CONFIG, steps=10), dataset=points).fit()
-    epochs = [sum(points.asked[i : i + 5], []) for i in (0, 5)]
+    epochs = [[datum for batch in points.asked[i : i + 5] for datum in batch] for i in (0, 5)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(40))] * 2
     assert epochs[0] != epochs[1]
 

@@ -1,0 +1,44 @@
+"""Coverage while training, over runs grouped by coupling."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from immiscible_policy.training.metrics import read_metrics
+
+
+def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "max_coverage") -> None:
+    """Plot the rollouts of runs (``table.load_runs``) against processor minutes of training, as a PNG.
+
+    A thin line a training seed and a thick one for their mean, in one colour a coupling. Processor time counts all
+    threads and leaves validation and rollouts out.
+    """
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for run in runs:
+        points = [
+            (line["train/cpu_seconds"] / 60, line[f"rollout/{measure}"])
+            for line in read_metrics(Path(run["folder"]) / "metrics.jsonl")
+            if line.get(f"rollout/{measure}") is not None
+        ]
+        if points:
+            minutes, scores = np.array(points).T
+            curves[run["coupling"]].append((minutes, scores))
+    if not curves:
+        raise ValueError(f"none of the {len(runs)} runs made rollouts while training, so there is nothing to plot")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (coupling, seeds) in enumerate(sorted(curves.items())):
+        color = f"C{index}"
+        for minutes, scores in seeds:
+            axes.plot(minutes, scores, color=color, linewidth=0.8, alpha=0.4)
+        points_made = min(len(scores) for _, scores in seeds)
+        means = [np.mean([curve[axis][:points_made] for curve in seeds], axis=0) for axis in (0, 1)]
+        axes.plot(*means, color=color, linewidth=2.2, label=f"{coupling}, {len(seeds)} seeds")
+    axes.set(xlabel="training, processor minutes", ylabel=f"mean {measure.replace('_', ' ')}", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=150)
