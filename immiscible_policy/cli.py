@@ -82,7 +82,7 @@ def _default_config(config_name: str) -> DictConfig:
 
 
 def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
-    """With ``resume=<run dir>`` among the arguments, make that folder Hydra's run folder and leave its records alone."""
+    """With ``resume=<run dir>`` given, make that folder Hydra's run folder and leave its records alone."""
     folders = [arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return argv

@@ -1,5 +1,6 @@
 """A policy training run from configuration to summary: data, policy, coupling, training, final evaluation."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +31,7 @@ from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.metrics import read_metrics
-from immiscible_policy.training.precision import resolve_precision
+from immiscible_policy.training.precision import resolve_device, resolve_precision
 
 ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
 
@@ -97,9 +99,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another folder")
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
     set_seed(cfg.seed)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
     data = load_data(cfg)
@@ -138,6 +138,17 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     }
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _prepare_run_dir(run_dir: Path, device: str, resume: bool) -> Path:
+    """The main process' run folder, made and checked by it alone: each process has named one after its own clock."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    state = PartialState(cpu=resolve_device(device) == "cpu") if together else None
+    if state is None or state.is_main_process:
+        if not resume and (run_dir / "checkpoints").exists():
+            raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return Path(broadcast_object_list([str(run_dir)])[0]) if together else run_dir
 
 
 def last_policy_folder(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Train a diffusion policy under a noise coupling: python scripts/train_policy.py coupling=knn k=2"""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def main(cfg: DictConfig) -> None:
     resume = cfg.resume is not None
     if resume:
         cfg = cli.resumed_config(cfg)
-    print(f"run folder {run_dir}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"run folder {run_dir}", flush=True)
     summary = train_policy(cfg, run_dir, resume)
     if not summary:
         return

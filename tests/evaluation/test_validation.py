@@ -23,7 +23,8 @@ class Zero(nn.Module):
 
 class Data:
     def __init__(self) -> None:
-        self.data = torch.randn(300, 32)
+        # Another stream than the noise's: data equal to a noise would be its own nearest neighbour.
+        self.data = torch.randn(300, 32, generator=torch.Generator().manual_seed(123))
 
     def __len__(self) -> int:
         return 300
@@ -33,12 +34,12 @@ class Data:
 
 
 def test_both_losses_are_means_over_all_data_and_repeat_themselves() -> None:
-    torch.manual_seed(0)
     first, second = (validation_losses(Zero(), Data(), KNN(k=8), batch_size=128) for _ in range(2))
     assert first["validation/loss_independent"] == second["validation/loss_independent"]
     assert first["validation/loss_independent"] == pytest.approx(1.0, abs=0.05)
-    # Nearest-of-8 noise is shorter in 32 dimensions, so this "network" looks better on it without being better.
-    assert first["validation/loss_coupled"] < 0.85
+    # Nearest-of-8 noise is shorter in 32 dimensions (0.83 at this data norm), so this "network" looks better on it
+    # without being better.
+    assert first["validation/loss_coupled"] == pytest.approx(0.83, abs=0.05)
 
 
 def test_independent_coupling_has_one_loss() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from immiscible_policy.policy import load_policy
+from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_policy.py"
@@ -192,3 +193,38 @@ def test_the_real_command_in_its_own_process(store: Path, tmp_path: Path) -> Non
     ).stdout
     assert "coupling=knn k=2" in help_text
     assert "coupling: assignment, knn, none" in help_text
+
+
+def test_two_processes_train_one_model_and_resume(store: Path, tmp_path: Path) -> None:
+    def launch(*arguments: str) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT)]
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+    # Each process takes its own half of a global batch of 16, so an epoch is as long as for one process of 16.
+    launch(*tiny(store, "run", "coupling=knn", "k=2", "steps=4", "batch_size=8"))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[-1]["step"] == 4
+    state = load_state(tmp_path / "run" / "checkpoints" / "latest")
+    assert len(state["rng"]) == 2
+    assert not torch.equal(state["rng"][0]["generator"], state["rng"][1]["generator"])
+    (tmp_path / "run" / "summary.json").unlink()
+    launch("resume=run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_the_default_configuration_reaches_the_stated_coverage(
+    run_script, tmp_path: Path, pusht_demonstrations: Path
+) -> None:
+    assert run_script("train_policy", f"dataset.path={pusht_demonstrations}", "hydra.run.dir=run", "device=cpu") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["evaluation_settings"]["n_episodes"] == 200
+    assert summary["final"]["max_coverage"]["mean"] >= 0.90
+    assert summary["training_seconds"]["cpu"] < 30 * 60
