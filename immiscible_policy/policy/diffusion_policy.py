@@ -10,12 +10,30 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import build_objective
 from immiscible_policy.policy.networks import build_network
 from immiscible_policy.policy.normalizer import MinMaxNormalizer
+
+# Filled in by huggingface_hub when a policy is saved or pushed.
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# Diffusion policy
+
+An action-sequence diffusion policy (Chi et al., 2023). `config.json` names its network, objective and task.
+
+```python
+from immiscible_policy.policy import load_policy
+
+policy = load_policy("this folder")
+actions = policy.predict_action(observation)  # (B, n_obs_steps, observation_dim) -> (B, n_action_steps, action_dim)
+```
+"""
 
 
 class DiffusionPolicy(
@@ -24,6 +42,7 @@ class DiffusionPolicy(
     library_name="immiscible-policy",
     license="mit",
     tags=["robotics", "diffusion-policy", "immiscible-diffusion"],
+    model_card_template=MODEL_CARD,
 ):
     """Observation history in, action chunk out; saved and loaded as one folder (safetensors + config.json).
 
@@ -153,9 +172,14 @@ def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> Diffu
         if not (folder / name).is_file():
             raise ValueError(f"policy folder {folder}: {name} is missing, so this is not a complete saved policy")
     try:
-        policy = DiffusionPolicy.from_pretrained(folder, map_location=str(device), strict=True)
+        policy = DiffusionPolicy(**json.loads((folder / "config.json").read_text()))
+        weights = load_file(folder / "model.safetensors", device=str(device))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"policy folder {folder}: damaged or half-written file ({error})") from error
-    except (RuntimeError, TypeError) as error:
+    except TypeError as error:
+        raise ValueError(f"policy folder {folder}: config.json is not this policy's ({error})") from error
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
         raise ValueError(f"policy folder {folder}: weights and config.json do not belong together ({error})") from error
     return policy.to(device).eval()

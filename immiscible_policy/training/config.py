@@ -20,6 +20,7 @@ class TrainerConfig:
         device: auto | cpu | cuda.
         seed: of data order, noise and diffusion times.
         log_every, validate_every, evaluate_every, checkpoint_every: in steps. The last step does all four.
+        keep_checkpoints: how many of the newest ``step=...`` folders to keep; ``best`` and ``latest`` stay besides.
         tensorboard: write TensorBoard events. wandb: Weights & Biases project, or None.
     """
 
@@ -40,6 +41,7 @@ class TrainerConfig:
     validate_every: int = 1_000
     evaluate_every: int = 1_000
     checkpoint_every: int = 1_000
+    keep_checkpoints: int = 10
     tensorboard: bool = True
     wandb: str | None = None
 

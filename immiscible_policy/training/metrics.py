@@ -29,8 +29,10 @@ class MetricsLogger:
 
             self._tensorboard = SummaryWriter(str(run_dir), purge_step=step + 1 if step else None)
         if wandb:
-            import wandb as wandb_module
-
+            try:
+                import wandb as wandb_module
+            except ImportError as error:
+                raise ValueError(f"wandb={wandb!r} needs the wandb extra: pip install -e '.[wandb]'") from error
             self._wandb = wandb_module.init(project=wandb, dir=str(run_dir), name=run_dir.name)
 
     def _drop_lines_after(self, step: int) -> None:

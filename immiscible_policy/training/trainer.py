@@ -7,6 +7,7 @@ has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) ->
 import copy
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -220,6 +221,8 @@ class Trainer:
             if evaluate and self.evaluate is not None:
                 metrics.update(self.evaluate(self.ema_model, self.step))
                 self._save_model(f"step={self.step:07d}")
+                for outdated in sorted(self.latest.parent.glob("step=*[0-9]"))[: -self.config.keep_checkpoints]:
+                    shutil.rmtree(outdated)
                 score = metrics.get(self.headline)
                 if score is not None and (self.best is None or score > self.best):
                     self.best = score
@@ -294,7 +297,7 @@ class Trainer:
         state = load_state(self.latest)
         model = self.accelerator.unwrap_model(self.model)
         mine, theirs = json.loads(json.dumps(dataclasses.asdict(self.config))), state["config"]
-        free = ("device", "mixed_precision", "tensorboard", "wandb", "log_every")
+        free = ("device", "mixed_precision", "tensorboard", "wandb", "log_every", "keep_checkpoints")
         changed = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
         if changed or self.precision != state["precision"]:
             details = [f"{k}={mine[k]} (saved with {theirs.get(k)})" for k in changed]

@@ -84,7 +84,7 @@ def evaluate(model: nn.Module, step: int) -> dict[str, float]:
 
 
 class _KilledError(Exception):
-    pass
+    """Stands for whatever ends a process without warning."""
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -200,6 +200,13 @@ def test_checkpoints_hold_averaged_weights_and_the_best_is_kept(tmp_path: Path) 
     assert all(torch.equal(weights("best")[k], v) for k, v in weights("step=0000020").items())
     for (_, saved), average in zip(sorted(weights("step=0000030").items()), _sorted(run.ema_model), strict=True):
         assert torch.equal(saved, average)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer(tmp_path, replace(CONFIG, keep_checkpoints=2, evaluate_every=5), evaluate=evaluate).fit()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step=*"))
+    assert kept == ["step=0000025", "step=0000030"]
+    assert (tmp_path / "checkpoints" / "best" / "model.safetensors").exists()
 
 
 def _sorted(model: nn.Module) -> list[Tensor]:

@@ -1,0 +1,81 @@
+"""Every choice in configs/ composes and builds what it names."""
+
+import itertools
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from immiscible_policy.cli import CONFIG_DIR
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+from immiscible_policy.diffusion import build_objective
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
+from immiscible_policy.policy.networks import build_network
+from immiscible_policy.policy_run import trainer_config
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train_policy", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(("preset", "policy"), itertools.product(choices("preset"), choices("policy")))
+def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) -> None:
+    cfg = composed(f"preset={preset}", f"policy={policy}")
+    assert trainer_config(cfg, n_windows=10_500).steps >= 1
+    for part in ("rollout", "evaluation"):
+        assert EvaluationConfig(**OmegaConf.to_container(cfg[part], resolve=True)).n_episodes >= 1  # type: ignore[arg-type]
+    # Rollouts pick the best checkpoint, so the final evaluation must not share their initial states.
+    rollouts = EvaluationConfig(**OmegaConf.to_container(cfg.rollout, resolve=True)).seeds  # type: ignore[arg-type]
+    final = EvaluationConfig(**OmegaConf.to_container(cfg.evaluation, resolve=True)).seeds  # type: ignore[arg-type]
+    assert not set(rollouts) & set(final)
+    assert cfg.task.legacy is True
+
+
+def test_the_paper_preset_is_the_released_configuration() -> None:
+    cfg = composed("preset=paper")
+    config = trainer_config(cfg, n_windows=10_500)
+    assert config.steps == 3000 * 41
+    assert (config.batch_size, config.learning_rate, config.betas, config.weight_decay) == (
+        256,
+        1e-4,
+        (0.95, 0.999),
+        1e-6,
+    )
+    assert cfg.policy.network.down_dims == [256, 512, 1024]
+    assert (cfg.objective.sampler, cfg.policy.num_inference_steps) == ("ddpm", 100)
+    network = build_network(
+        OmegaConf.to_container(cfg.policy.network),  # type: ignore[arg-type]
+        action_dim=2,
+        observation_dim=20,
+        horizon=cfg.policy.horizon,
+        n_obs_steps=cfg.policy.n_obs_steps,
+    )
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 65.8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["coupling=none"], Independent()),
+        (["coupling=knn", "k=2"], KNN(k=2)),
+        (["coupling=knn", "k=8", "coupling.metric=inner"], KNN(k=8, metric="inner")),
+        (["coupling=assignment"], LinearAssignment(metric="l2")),
+    ],
+)
+def test_couplings_by_name(overrides: list[str], expected: Coupling) -> None:
+    assert instantiate(composed(*overrides).coupling) == expected
+
+
+def test_objectives_build() -> None:
+    for name in choices("objective"):
+        options = OmegaConf.to_container(composed(f"objective={name}").objective, resolve=True)
+        assert build_objective(options).num_train_timesteps == 100  # type: ignore[arg-type]
