@@ -1,6 +1,7 @@
 """The coverage table: runs grouped by coupling, intervals over training seeds and episodes, paired differences."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.statistics import Interval, hierarchical_bootstrap_mean, paired_difference
+from immiscible_policy.evaluation.statistics import (
+    RULES,
+    Interval,
+    hierarchical_bootstrap_mean,
+    paired_difference,
+)
 
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
 
@@ -36,8 +42,8 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
     """Means with 95% intervals for every coupling, and its paired difference from the baseline.
 
     Runs may be compared only under the same evaluation settings and training steps, which is checked. Intervals
-    resample training seeds and episodes (``hierarchical_bootstrap_mean``); differences use the training seeds that both
-    arms have.
+    resample training seeds and episodes (``hierarchical_bootstrap_mean``), and are undefined for one training seed;
+    differences use the training seeds that both arms have.
     """
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
@@ -96,7 +102,29 @@ def markdown(table: dict[str, Any]) -> str:
             _percent(difference, signed=True) if difference else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_rule_lines(table)])
+
+
+def _rule_lines(table: dict[str, Any]) -> list[str]:
+    """The published checkpoint rules over each run's own rollouts, with the rule that each column follows."""
+    if not all(rollouts for row in table["rows"] for rollouts in row["rollouts"].values()):
+        return []
+    rules = [("last_k_mean", "last 10"), ("k_min_train_loss_mean", "10 lowest losses"), ("max_score", "max")]
+    lines = [
+        "Max reward over each run's own rollouts while training, mean of the training seeds (each seed): "
+        + "; ".join(f'"{label}" is the {RULES[rule]}' for rule, label in rules).replace(" k ", " 10 ")
+        + ".",
+        "",
+        f"| coupling | {' | '.join(label for _, label in rules)} |",
+        "|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        cells = []
+        for rule, _ in rules:
+            values = [100 * rollouts["max_reward"][rule]["value"] for rollouts in row["rollouts"].values()]
+            cells.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+        lines.append(f"| `{row['coupling']}` | {' | '.join(cells)} |")
+    return lines
 
 
 def _scores(arm: dict[int, dict[str, Any]], seeds: Sequence[int], measure: str) -> np.ndarray:
@@ -107,4 +135,4 @@ def _percent(interval: Interval | dict[str, Any], signed: bool = False) -> str:
     values = interval if isinstance(interval, dict) else asdict(interval)
     sign = "+" if signed else ""
     mean, low, high = (f"{100 * values[key]:{sign}.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if math.isnan(values["low"]) else f"{mean} [{low}, {high}]"

@@ -70,6 +70,22 @@ def test_runs_that_cannot_be_compared_are_refused(change: dict[str, Any], messag
         coverage_table([*RUNS, run("Independent()", **{"seed": 3, **change})])
 
 
+def test_checkpoint_rules_stand_beside_their_meaning() -> None:
+    def rollouts(shift: float) -> dict[str, Any]:
+        rules = {"last_k_mean": 0.5, "k_min_train_loss_mean": 0.6, "max_score": 0.7}
+        return {"max_reward": {rule: {"value": value + shift, "n_points": 10} for rule, value in rules.items()}}
+
+    runs = [run("Independent()", seed, rollouts=rollouts(0.1 * seed)) for seed in (0, 1)]
+    text = markdown(coverage_table(runs))
+    assert '"10 lowest losses" is the mean over the 10 rollout points with the lowest training loss' in text
+    assert "| `Independent()` | 55.0 (50.0, 60.0) | 65.0 (60.0, 70.0) | 75.0 (70.0, 80.0) |" in text
+
+
+def test_one_training_seed_has_no_interval() -> None:
+    assert "| 1 | " in markdown(coverage_table(RUNS[:1]))
+    assert "nan" not in markdown(coverage_table(RUNS[:1]))
+
+
 def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no summary\.json"):
         load_runs([tmp_path])
