@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gymnasium as gym
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -54,14 +55,13 @@ def explain(error: BaseException, config_name: str) -> str:
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         *parents, key = unknown[1].removeprefix("+").split(".")
-        node = OmegaConf.select(_default_config(config_name), ".".join(parents)) if parents else None
-        if not parents:
-            node = _default_config(config_name)
+        default = _default_config(config_name)
+        node = OmegaConf.select(default, ".".join(parents)) if parents else default
         if isinstance(node, DictConfig):
+            names = {str(name) for name in node}
+            if not parents:
+                names |= _groups()
             where = f" in {'.'.join(parents)}" if parents else ""
-            names = {str(name) for name in node} | (
-                {"preset"} if not parents and config_name == "train_policy" else set()
-            )
             return f"unknown setting {key!r}{where}: choose one of {', '.join(sorted(names))}"
     missing = re.match(
         r"In '[^']+': Could not find '([^']+)' Available options in '([^']+)': (.+?)( Config search.*)?$",
@@ -73,9 +73,11 @@ def explain(error: BaseException, config_name: str) -> str:
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
 
 
-def _default_config(config_name: str) -> DictConfig:
-    from hydra.core.global_hydra import GlobalHydra
+def _groups() -> set[str]:
+    return {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
 
+
+def _default_config(config_name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(config_name)

@@ -115,7 +115,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         validate=None if data.validation is None else _Validation(data.validation, coupling, cfg.batch_size),
         evaluate=rollouts,
     )
-    if resume:
+    if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
         trainer.resume()
     trainer.fit()
     if not trainer.accelerator.is_main_process:

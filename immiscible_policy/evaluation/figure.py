@@ -37,8 +37,8 @@ def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "
             axes.plot(minutes, scores, color=color, linewidth=0.8, alpha=0.4)
         points_made = min(len(scores) for _, scores in seeds)
         means = [np.mean([curve[axis][:points_made] for curve in seeds], axis=0) for axis in (0, 1)]
-        axes.plot(*means, color=color, linewidth=2.2, label=f"{coupling}, {len(seeds)} seeds")
+        axes.plot(*means, color=color, linewidth=2.2, label=f"{coupling}, {len(seeds)} training seeds")
     axes.set(xlabel="training, processor minutes", ylabel=f"mean {measure.replace('_', ' ')}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="center right", fontsize=8)
     figure.savefig(path, dpi=150)

@@ -53,7 +53,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
     A folder cannot be replaced in one system call, so the old one first moves aside; ``load_state`` looks there too.
     """
-    old = target.with_name(target.name + ".old")
+    old = _set_aside(target)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
@@ -82,10 +82,19 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     replace_folder(staging, folder)
 
 
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether ``load_state`` has anything to read."""
+    return folder.exists() or _set_aside(folder).exists()
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
 def load_state(folder: Path) -> Any:
     """Read what ``save_state`` wrote; falls back to the copy set aside if a kill hit between the two renames."""
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder = folder.with_name(folder.name + ".old")
+    if not folder.exists() and _set_aside(folder).exists():
+        folder = _set_aside(folder)
     for name in (TENSORS, VALUES):
         if not (folder / name).is_file():
             raise CheckpointError(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.training.checkpoint import (
     CheckpointError,
+    checkpoint_exists,
     load_state,
     replace_folder,
     rng_state,
@@ -128,6 +129,11 @@ class Trainer:
     @property
     def latest(self) -> Path:
         return self.run_dir / "checkpoints" / "latest"
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the run folder holds a checkpoint, complete or not."""
+        return checkpoint_exists(self.latest)
 
     def fit(self) -> None:
         """Train up to ``config.steps``; a KeyboardInterrupt leaves a checkpoint to resume from."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_killed_and_resumed_from_the_command_line(run_script, store: Path, tmp_p
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed")]
     assert summaries[0]["final"] == summaries[1]["final"]
     assert summaries[1]["coupling"].startswith("KNN(k=3")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(run_script, store: Path, tmp_path: Path) -> None:
+    assert run_script("train_policy", *tiny(store, "whole")) == 0
+    shutil.copytree(tmp_path / "whole" / ".hydra", tmp_path / "killed" / ".hydra")
+    (tmp_path / "killed" / "checkpoints").mkdir()
+    assert run_script("train_policy", "resume=killed") == 0
+    final = [load_policy(tmp_path / name / "checkpoints" / "step=0000008").state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
 @pytest.mark.parametrize(
