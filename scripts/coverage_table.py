@@ -22,11 +22,11 @@ def main() -> None:
     try:
         runs = load_runs(arguments.folders)
         table = coverage_table(runs)
-        print(markdown(table))
         if arguments.output:
             write_json(arguments.output, table)
         if arguments.figure:
             coverage_curves(runs, arguments.figure)
+        print(markdown(table))
     except (ValueError, OSError) as error:
         cli.fail(str(error))
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from immiscible_policy.training.metrics import read_metrics
-
 
 def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "max_coverage") -> None:
     """Plot the rollouts of runs (``table.load_runs``) against processor minutes of training, as a PNG.
@@ -19,14 +17,9 @@ def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "
     """
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for run in runs:
-        points = [
-            (line["train/cpu_seconds"] / 60, line[f"rollout/{measure}"])
-            for line in read_metrics(Path(run["folder"]) / "metrics.jsonl")
-            if line.get(f"rollout/{measure}") is not None
-        ]
-        if points:
-            minutes, scores = np.array(points).T
-            curves[run["coupling"]].append((minutes, scores))
+        if run["curve"]:
+            minutes = np.array([point["cpu_seconds"] / 60 for point in run["curve"]])
+            curves[run["coupling"]].append((minutes, np.array([point[measure] for point in run["curve"]])))
     if not curves:
         raise ValueError(f"none of the {len(runs)} runs made rollouts while training, so there is nothing to plot")
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -16,6 +16,7 @@ from immiscible_policy.evaluation.statistics import (
     hierarchical_bootstrap_mean,
     paired_difference,
 )
+from immiscible_policy.training.metrics import read_metrics
 
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
 
@@ -34,8 +35,17 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         for path in summaries:
             summary = json.loads(path.read_text())
             evaluation = json.loads((path.parent / "media" / "eval.json").read_text())
-            runs.append({**summary, "episodes": evaluation["episodes"], "folder": str(path.parent)})
+            curve = [
+                {"step": line["step"], "cpu_seconds": line["train/cpu_seconds"], **_rollout_scores(line)}
+                for line in read_metrics(path.parent / "metrics.jsonl")
+                if line.get("rollout/max_coverage") is not None
+            ]
+            runs.append({**summary, "episodes": evaluation["episodes"], "curve": curve, "folder": str(path.parent)})
     return runs
+
+
+def _rollout_scores(line: dict[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("rollout/"): value for name, value in line.items() if name.startswith("rollout/")}
 
 
 def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
@@ -75,7 +85,10 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
         "steps": runs[0]["steps"],
         "parameters": runs[0]["parameters"],
         "evaluation_settings": runs[0]["evaluation_settings"],
-        "runs": [run["folder"] for run in runs],
+        "runs": [
+            {key: run[key] for key in ("coupling", "seed", "command", "versions", "training_seconds", "curve")}
+            for run in runs
+        ],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from immiscible_policy.evaluation.figure import coverage_curves
 from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
 
 SETTINGS = {
@@ -33,9 +34,20 @@ def run(coupling: str, seed: int, shift: float = 0.0, **changes: Any) -> dict[st
         for i, c in enumerate(coverage.tolist())
     ]
     return {
-        "coupling": coupling, "seed": seed, "steps": 10, "parameters": 4_600_000, "episodes": episodes,
-        "evaluation_settings": copy.deepcopy(SETTINGS), "rollouts": {}, "folder": f"{coupling}_{seed}", **changes,
-    }  # fmt: skip
+        "coupling": coupling,
+        "seed": seed,
+        "steps": 10,
+        "parameters": 4_600_000,
+        "episodes": episodes,
+        "evaluation_settings": copy.deepcopy(SETTINGS),
+        "rollouts": {},
+        "curve": [],
+        "folder": f"{coupling}_{seed}",
+        "command": "python scripts/train_policy.py",
+        "versions": {},
+        "training_seconds": {"wall": 1.0, "cpu": 1.0},
+        **changes,
+    }
 
 
 RUNS = [run("Independent()", seed) for seed in (0, 1, 2)] + [run("KNN(k=2)", seed, 0.1) for seed in (0, 1, 2)]
@@ -92,8 +104,15 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     for item in RUNS:
         folder = tmp_path / item["folder"]
         (folder / "media").mkdir(parents=True)
-        summary = {key: value for key, value in item.items() if key not in ("episodes", "folder")}
+        summary = {key: value for key, value in item.items() if key not in ("episodes", "folder", "curve")}
         (folder / "summary.json").write_text(json.dumps(summary))
+        line = {"step": 5, "train/cpu_seconds": 60.0, "rollout/max_coverage": 0.5, "rollout/success": 0.1}
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 4}) + "\n" + json.dumps(line) + "\n")
         (folder / "media" / "eval.json").write_text(json.dumps({"episodes": item["episodes"]}))
     found = coverage_table(load_runs([tmp_path]))
+    assert found["runs"][0]["curve"] == [{"step": 5, "cpu_seconds": 60.0, "max_coverage": 0.5, "success": 0.1}]
+    coverage_curves(load_runs([tmp_path]), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="nothing to plot"):
+        coverage_curves(RUNS, tmp_path / "none.png")
     assert found["rows"][1]["max_coverage"] == coverage_table(RUNS)["rows"][1]["max_coverage"]
