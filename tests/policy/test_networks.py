@@ -52,11 +52,8 @@ def test_rows_of_a_batch_do_not_mix_and_every_input_counts(name: str) -> None:
         assert (changed - together).abs().amax(dim=(1, 2)).min() > 1e-6
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
 def test_sequence_conv_equals_conv1d(kernel_size: int, stride: int) -> None:
-    if kernel_size == 1 and stride == 2:
-        pytest.skip("not used")
     torch.manual_seed(0)
     ours = SequenceConv(6, 10, kernel_size, stride)
     reference = nn.Conv1d(6, 10, kernel_size, stride, padding=kernel_size // 2)
