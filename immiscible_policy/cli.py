@@ -1,5 +1,6 @@
 """What the scripts share: configuration errors that teach, one line for an expected failure, and resume."""
 
+import functools
 import os
 import re
 import sys
@@ -9,15 +10,19 @@ from pathlib import Path
 import gymnasium as gym
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from immiscible_policy.training import DivergedError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 # What a user can cause: bad values (DataError and CheckpointError are ValueErrors), files, diverged training.
 EXPECTED = (ValueError, TypeError, OSError, DivergedError, gym.error.Error)
+# Read before ``run`` sets the variable itself.
+WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What may change when a run is resumed without changing its result.
 RESUME_OVERRIDES = ("resume", "device", "num_threads")
 
@@ -27,7 +32,7 @@ def run(entry: Callable[[], None], config_name: str) -> None:
 
     Set HYDRA_FULL_ERROR=1 for tracebacks.
     """
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if WANTS_TRACEBACKS:
         entry()
         return
     # Hydra prints its own shortened traceback and exits unless told to raise.
@@ -40,6 +45,24 @@ def run(entry: Callable[[], None], config_name: str) -> None:
         sys.exit(130)
 
 
+def one_line_errors(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Wraps the function under ``hydra.main``, whose own report of a failed job would stand beside ours.
+
+    In a sweep the error goes on to Hydra, which runs the remaining jobs first.
+    """
+
+    @functools.wraps(task)
+    def wrapped(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except (HydraException, OmegaConfBaseException, *EXPECTED) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN or WANTS_TRACEBACKS:
+                raise
+            fail(explain(error, HydraConfig.get().job.config_name or ""))
+
+    return wrapped
+
+
 def fail(message: str) -> None:
     """Print one line on stderr and exit with code 1."""
     print(f"error: {message}", file=sys.stderr)
@@ -48,9 +71,8 @@ def fail(message: str) -> None:
 
 def explain(error: BaseException, config_name: str) -> str:
     """An error in one line; a wrong name in an override is answered with the names that exist."""
-    cause: BaseException = error
-    while isinstance(cause, HydraException) and cause.__cause__ is not None and not str(cause):
-        cause = cause.__cause__
+    # What Hydra says around a constructor's own error is of no use to who gave the value.
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     text = " ".join(str(cause).split()) or type(cause).__name__
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
@@ -60,9 +82,11 @@ def explain(error: BaseException, config_name: str) -> str:
         if isinstance(node, DictConfig):
             names = {str(name) for name in node}
             if not parents:
-                names |= _groups()
+                names |= _groups(config_name)
             where = f" in {'.'.join(parents)}" if parents else ""
             return f"unknown setting {key!r}{where}: choose one of {', '.join(sorted(names))}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is not set: give {cause.full_key}=..."
     missing = re.match(
         r"In '[^']+': Could not find '([^']+)' Available options in '([^']+)': (.+?)( Config search.*)?$",
         text,
@@ -73,14 +97,16 @@ def explain(error: BaseException, config_name: str) -> str:
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
 
 
-def _groups() -> set[str]:
-    return {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
-
-
 def _default_config(config_name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(config_name)
+
+
+def _groups(config_name: str) -> set[str]:
+    """Names of the configuration's groups, some of which (preset) leave no entry of their own."""
+    entries = OmegaConf.select(OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"), "defaults", default=[])
+    return {str(group) for entry in entries if isinstance(entry, DictConfig) for group in entry}
 
 
 def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:

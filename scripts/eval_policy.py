@@ -15,6 +15,7 @@ from immiscible_policy.training.precision import resolve_device
 
 
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="eval_policy", version_base="1.3")
+@cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)

@@ -14,6 +14,7 @@ from immiscible_policy.policy_run import last_policy_folder, train_policy
 
 
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_policy", version_base="1.3")
+@cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume = cfg.resume is not None
