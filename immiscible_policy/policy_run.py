@@ -99,12 +99,12 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
     set_seed(cfg.seed)
+    coupling: Coupling = instantiate(cfg.coupling)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
     data = load_data(cfg)
     policy = build_policy(cfg, data)
-    coupling: Coupling = instantiate(cfg.coupling)
+    run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
     rollouts = _RolloutEvaluation(cfg, policy)
     trainer = Trainer(
         policy,

@@ -22,6 +22,8 @@ def main(cfg: DictConfig) -> None:
         cfg = cli.resumed_config(cfg)
     if os.environ.get("RANK", "0") == "0":
         print(f"run folder {run_dir}", flush=True)
+        if "k" not in cfg.coupling and any(o.startswith("k=") for o in HydraConfig.get().overrides.task):
+            print(f"note: this coupling has no k, so k={cfg.k} has no effect")
     summary = train_policy(cfg, run_dir, resume)
     if not summary:
         return

@@ -52,7 +52,7 @@ def tiny(store: Path, run_dir: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("coupling", ["coupling=none", "coupling=knn", "coupling=assignment"])
 def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path, capsys, coupling: str) -> None:
-    assert run_script("train_policy", *tiny(store, "run", coupling)) == 0
+    assert run_script("train_policy", *tiny(store, "run", coupling, "k=3")) == 0
     run_dir = tmp_path / "run"
     assert {"step=0000004", "step=0000008", "best", "latest"} == {p.name for p in (run_dir / "checkpoints").iterdir()}
     assert {".hydra", "metrics.jsonl", "summary.json", "media", "checkpoints"} <= {p.name for p in run_dir.iterdir()}
@@ -68,6 +68,7 @@ def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path,
     assert sum("validation/loss_independent" in line for line in lines) == 2
     assert load_policy(run_dir / "checkpoints" / "best").task["obs_type"] == "keypoints"
     printed = capsys.readouterr().out
+    assert ("has no effect" in printed) == (coupling != "coupling=knn")
     for path in ("run/summary.json", "run/media/film_strip.png", "run/checkpoints/step=0000008"):
         assert path in printed
 
