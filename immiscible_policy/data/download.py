@@ -55,7 +55,7 @@ def fetch_pusht(
     retry_delay: float = 2.0,
     progress: bool = True,
 ) -> Path:
-    """Install the demonstrations as `directory/pusht_cchi_v7_replay.zarr`.
+    """Install the demonstrations as `directory/pusht_cchi_v7_replay.zarr`; verified ones that are there stay.
 
     Args:
         directory: made if missing.
@@ -74,7 +74,13 @@ def fetch_pusht(
     directory = Path(directory)
     store = directory / PUSHT_STORE
     if store.exists() and not force:
-        raise DownloadError(f"{store} exists already; nothing was changed (--force replaces it)")
+        try:
+            verify_pusht(store, any_content)
+        except DataError as error:
+            raise DownloadError(
+                f"{store} exists already; nothing was changed (--force replaces it): {error}"
+            ) from error
+        return store
     zip_path = Path(archive) if archive is not None else directory / "pusht.zip"
     if archive is not None and not zip_path.is_file():
         raise DownloadError(f"there is no archive at {zip_path}")

@@ -78,6 +78,13 @@ def test_an_archive_saved_by_hand_is_used_and_kept(tmp_path, known, closed_url):
     assert load_replay(tmp_path / "out" / PUSHT_STORE).n_steps == 41
 
 
+def test_verified_data_that_are_there_are_not_fetched_again(tmp_path, known, closed_url):
+    store = fetch_pusht(tmp_path / "out", archive=known)
+    (store / "note").write_text("mine")
+    assert fetch_pusht(tmp_path / "out", url=closed_url, retries=0) == store
+    assert (store / "note").read_text() == "mine"
+
+
 def test_existing_data_are_replaced_only_when_forced(tmp_path, known):
     store = tmp_path / "out" / PUSHT_STORE
     store.mkdir(parents=True)
@@ -196,8 +203,12 @@ def main():
 def test_command_installs_and_says_where(tmp_path, known, main, capsys):
     assert main(["--directory", str(tmp_path / "out"), "--url", known.as_uri()]) == 0
     assert capsys.readouterr().out.strip() == f"demonstrations are in {tmp_path / 'out' / PUSHT_STORE}"
+    assert main(["--directory", str(tmp_path / "out"), "--url", known.as_uri()]) == 0
+    (tmp_path / "out" / PUSHT_STORE / "data" / "action" / ".zarray").unlink()
     assert main(["--directory", str(tmp_path / "out"), "--url", known.as_uri()]) == 1
-    assert "--force replaces it" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--force replaces it" in message
+    assert "data/action" in message
 
 
 def test_command_says_in_one_line_what_to_do_by_hand(tmp_path, closed_url, main, capsys):
