@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.data.replay import load_replay
 from immiscible_policy.data.windows import ActionWindows, observations_from_replay, split_episodes
-from immiscible_policy.evaluation.evaluate import (
-    EvaluationConfig,
-    environment_factory,
-    evaluate_policy,
-    summarize,
-    write_json,
-)
-from immiscible_policy.evaluation.rollout import rollout
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.training import Trainer, TrainerConfig
+from immiscible_policy.training.checkpoint import saved_models
 from immiscible_policy.training.metrics import read_metrics
-from immiscible_policy.training.precision import resolve_device, resolve_precision
+from immiscible_policy.training.precision import resolve_device
 
 ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
 
@@ -102,18 +97,27 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     set_seed(cfg.seed)
     coupling: Coupling = instantiate(cfg.coupling)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
+    rollout_config = EvaluationConfig(**_plain(cfg.rollout))
     data = load_data(cfg)
     policy = build_policy(cfg, data)
+    config = trainer_config(cfg, len(data.train))
     run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
-    rollouts = _RolloutEvaluation(cfg, policy)
+
+    def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
+        metrics = evaluate_policy(model, rollout_config, progress=False)["metrics"]
+        return {f"rollout/{name}": metrics[name]["mean"] for name in ROLLOUT_MEASURES}
+
+    validate = None
+    if data.validation is not None:
+        validate = partial(validation_losses, dataset=data.validation, coupling=coupling, batch_size=cfg.batch_size)
     trainer = Trainer(
         policy,
         data.train,
         coupling,
-        trainer_config(cfg, len(data.train)),
+        config,
         run_dir,
-        validate=None if data.validation is None else _Validation(data.validation, coupling, cfg.batch_size),
-        evaluate=rollouts,
+        validate=validate,
+        evaluate=evaluate,
     )
     if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
         trainer.resume()
@@ -159,7 +163,7 @@ def last_policy_folder(folder: Path) -> Path:
     """
     if (folder / "config.json").exists():
         return folder
-    saved = sorted((folder / "checkpoints").glob("step=*[0-9]"))
+    saved = saved_models(folder / "checkpoints")
     if not saved:
         raise ValueError(
             f"checkpoint={folder}: neither a policy folder (config.json, model.safetensors) nor a run folder"
@@ -181,37 +185,6 @@ def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
             for point in (last_k_mean(scores), k_min_train_loss_mean(scores, losses), max_score(scores))
         }
     return rules
-
-
-class _RolloutEvaluation:
-    """Rollouts while training, on initial states that the final evaluation does not use."""
-
-    def __init__(self, cfg: DictConfig, policy: DiffusionPolicy) -> None:
-        self.config = EvaluationConfig(**_plain(cfg.rollout))
-        self.make_env = environment_factory(policy)
-
-    def __call__(self, policy: DiffusionPolicy, step: int) -> Mapping[str, float]:
-        config = self.config
-        episodes, _ = rollout(
-            policy,
-            self.make_env,
-            config.seeds,
-            num_inference_steps=config.num_inference_steps,
-            noise_seed=config.noise_seed,
-            precision=resolve_precision(config.mixed_precision, str(policy.device)),
-        )
-        summary = summarize(episodes)
-        return {f"rollout/{name}": summary[name]["mean"] for name in ROLLOUT_MEASURES}
-
-
-class _Validation:
-    """Validation losses of the averaged weights."""
-
-    def __init__(self, windows: ActionWindows, coupling: Coupling, batch_size: int) -> None:
-        self.windows, self.coupling, self.batch_size = windows, coupling, batch_size
-
-    def __call__(self, policy: DiffusionPolicy) -> Mapping[str, float]:
-        return validation_losses(policy, self.windows, self.coupling, self.batch_size)
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

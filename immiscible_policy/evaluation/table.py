@@ -12,7 +12,6 @@ import numpy as np
 
 from immiscible_policy.evaluation.statistics import (
     RULES,
-    Interval,
     hierarchical_bootstrap_mean,
     paired_difference,
 )
@@ -144,8 +143,7 @@ def _scores(arm: dict[int, dict[str, Any]], seeds: Sequence[int], measure: str) 
     return np.array([[float(episode[measure]) for episode in arm[seed]["episodes"]] for seed in seeds])
 
 
-def _percent(interval: Interval | dict[str, Any], signed: bool = False) -> str:
-    values = interval if isinstance(interval, dict) else asdict(interval)
+def _percent(interval: dict[str, float], signed: bool = False) -> str:
     sign = "+" if signed else ""
-    mean, low, high = (f"{100 * values[key]:{sign}.1f}" for key in ("mean", "low", "high"))
-    return mean if math.isnan(values["low"]) else f"{mean} [{low}, {high}]"
+    mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
+    return mean if math.isnan(interval["low"]) else f"{mean} [{low}, {high}]"

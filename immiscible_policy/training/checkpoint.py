@@ -69,6 +69,11 @@ def staging_folder(target: Path) -> Path:
     return staging
 
 
+def saved_models(checkpoints: Path) -> list[Path]:
+    """The ``step=...`` model folders of a run, oldest first, without those that a kill left unfinished."""
+    return sorted(checkpoints.glob("step=*[0-9]"))
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a nested structure of tensors and JSON values as ``folder``, atomically."""
     tensors: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ from immiscible_policy.training.checkpoint import (
     replace_folder,
     rng_state,
     save_state,
+    saved_models,
     set_rng_state,
     staging_folder,
 )
@@ -227,7 +228,7 @@ class Trainer:
             if evaluate and self.evaluate is not None:
                 metrics.update(self.evaluate(self.ema_model, self.step))
                 self._save_model(f"step={self.step:07d}")
-                for outdated in sorted(self.latest.parent.glob("step=*[0-9]"))[: -self.config.keep_checkpoints]:
+                for outdated in saved_models(self.latest.parent)[: -self.config.keep_checkpoints]:
                     shutil.rmtree(outdated)
                 score = metrics.get(self.headline)
                 if score is not None and (self.best is None or score > self.best):

@@ -19,22 +19,15 @@ from immiscible_policy.data.download import (
 )
 from immiscible_policy.data.replay import load_replay
 
+OFFICIAL_PREFIX = f"pusht/{PUSHT_STORE}/"
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "download_pusht.py"
 
 
 @pytest.fixture
-def archive(tmp_path, make_store):
+def archive(tmp_path, make_store, zip_folder):
     """A zip laid out like the official one, with made-up recordings."""
     make_store(tmp_path / "made-up.zarr", img=None)
-    return pack(tmp_path / "made-up.zarr", tmp_path / "source.zip")
-
-
-def pack(store, path, prefix=f"pusht/{PUSHT_STORE}/"):
-    with zipfile.ZipFile(path, "w") as opened:
-        for file in sorted(store.rglob("*")):
-            if file.is_file():
-                opened.write(file, f"{prefix}{file.relative_to(store)}")
-    return path
+    return zip_folder(tmp_path / "made-up.zarr", tmp_path / "source.zip", OFFICIAL_PREFIX)
 
 
 @pytest.fixture
@@ -134,10 +127,10 @@ def test_other_recordings_are_refused_unless_allowed(tmp_path, archive):
     assert fetch_pusht(tmp_path / "out", archive=archive, any_content=True).is_dir()
 
 
-def test_truncated_recordings_are_refused_even_if_any_content_goes(tmp_path, make_store):
+def test_truncated_recordings_are_refused_even_if_any_content_goes(tmp_path, make_store, zip_folder):
     make_store(tmp_path / "made-up.zarr", img=None)
     (tmp_path / "made-up.zarr" / "data" / "state" / "1.0").unlink()
-    archive = pack(tmp_path / "made-up.zarr", tmp_path / "source.zip")
+    archive = zip_folder(tmp_path / "made-up.zarr", tmp_path / "source.zip", OFFICIAL_PREFIX)
     with pytest.raises(DownloadError, match="data/state is truncated"):
         fetch_pusht(tmp_path / "out", archive=archive, any_content=True)
 

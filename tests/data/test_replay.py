@@ -11,14 +11,6 @@ import zarr
 from immiscible_policy.data.replay import DataError, ReplayData, load_replay
 
 
-def zip_folder(folder: Path, archive: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(archive, "w") as opened:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                opened.write(file, f"{prefix}{file.relative_to(folder)}")
-    return archive
-
-
 @pytest.fixture
 def store(tmp_path, make_store):
     make_store(tmp_path / "replay.zarr")
@@ -39,7 +31,7 @@ def test_arrays_are_read_as_written(tmp_path, make_store, zarr_format):
 
 
 @pytest.mark.parametrize("prefix", ["", "pusht/", "pusht/pusht_cchi_v7_replay.zarr/"])
-def test_zip_with_the_store_at_its_root_or_in_a_folder(tmp_path, store, prefix):
+def test_zip_with_the_store_at_its_root_or_in_a_folder(tmp_path, store, prefix, zip_folder):
     archive = zip_folder(store, tmp_path / "replay.zip", prefix)
     replay, expected = load_replay(archive), load_replay(store)
     for name, values in expected.arrays.items():
@@ -47,7 +39,7 @@ def test_zip_with_the_store_at_its_root_or_in_a_folder(tmp_path, store, prefix):
     np.testing.assert_array_equal(replay.episode_ends, expected.episode_ends)
 
 
-def test_zip_of_a_version_3_store(tmp_path, make_store):
+def test_zip_of_a_version_3_store(tmp_path, make_store, zip_folder):
     written = make_store(tmp_path / "r.zarr", zarr_format=3)
     archive = zip_folder(tmp_path / "r.zarr", tmp_path / "r.zip", "inside/")
     np.testing.assert_array_equal(load_replay(archive).arrays["action"], written["action"])
@@ -121,14 +113,14 @@ def test_a_file_that_is_no_archive_and_an_archive_without_a_store(tmp_path):
         load_replay(tmp_path / "other.zip")
 
 
-def test_truncated_zip(tmp_path, store):
+def test_truncated_zip(tmp_path, store, zip_folder):
     archive = zip_folder(store, tmp_path / "replay.zip")
     archive.write_bytes(archive.read_bytes()[:-1000])
     with pytest.raises(DataError, match="truncated zip"):
         load_replay(archive)
 
 
-def test_zip_with_a_flipped_byte_fails_its_crc(tmp_path, store):
+def test_zip_with_a_flipped_byte_fails_its_crc(tmp_path, store, zip_folder):
     archive = zip_folder(store, tmp_path / "replay.zip")
     content = bytearray(archive.read_bytes())
     position = content.index((store / "data" / "action" / "1.0").read_bytes()) + 20
