@@ -1,0 +1,58 @@
+"""Write PushT demonstrations as a LeRobot data set (version 3.0, low-dimensional), to train on with LeRobot."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
+from immiscible_policy.data.lerobot_export import TASK, export_lerobot
+from immiscible_policy.data.replay import DataError, load_replay
+
+EXAMPLES = """\
+examples:
+  python scripts/export_lerobot.py data/pusht/pusht_cchi_v7_replay.zarr --output data/pusht_lerobot
+  python scripts/export_lerobot.py old_dataset --output new_dataset     # LeRobot v2.0 or v2.1 to v3.0
+
+The data set has the columns of lerobot/pusht_keypoints: observation.state (agent xy), observation.environment_state
+(xy of the block's eight vertices), action, next.reward, next.done, next.success and LeRobot's own. No images.
+next.reward is that of the state after the action; at an episode's last step, whose next state was not
+recorded, it is that of the last recorded state.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of this script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("demonstrations", type=Path, help="a replay store (.zarr or .zip) or a LeRobot data set")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the new data set")
+    parser.add_argument("--force", action="store_true", help="replace a LeRobot data set that is there already")
+    parser.add_argument("--task", default=TASK, help="what the agent was to do, in words (default: %(default)r)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    source = arguments.demonstrations
+    try:
+        replay = load_lerobot(source) if is_lerobot(source) else load_replay(source, arrays=("action", "state"))
+        output = export_lerobot(replay, arguments.output, force=arguments.force, task=arguments.task)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{replay.n_episodes} episodes ({replay.n_steps:,} steps) are in {output}, a LeRobot v3.0 data set")
+    print("with LeRobot:")
+    print(f'  dataset = LeRobotDataset("local/pusht", root="{output}")')
+    print(
+        f"  lerobot-train --dataset.repo_id=local/pusht --dataset.root={output} --policy.type=diffusion"
+        " --policy.push_to_hub=false --env.type=pusht --env.obs_type=environment_state_agent_pos"
+    )
+    print(f"here:\n  python scripts/train_policy.py dataset.path={output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The command that writes a LeRobot data set."""
+
+import importlib.util
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from immiscible_policy.data.lerobot import load_lerobot
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_lerobot.py"
+
+
+@pytest.fixture
+def main():
+    spec = importlib.util.spec_from_file_location("script_export_lerobot", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.main
+
+
+@pytest.fixture
+def store(tmp_path, make_store):
+    make_store(tmp_path / "replay.zarr")
+    return tmp_path / "replay.zarr"
+
+
+def test_it_writes_and_says_where_and_how_to_use_it(tmp_path, store, main, capsys):
+    output = tmp_path / "set"
+    assert main([str(store), "--output", str(output)]) == 0
+    assert load_lerobot(output).n_episodes == 3
+    said = capsys.readouterr().out
+    assert said.startswith(f"3 episodes (41 steps) are in {output}, a LeRobot v3.0 data set\n")
+    assert f'LeRobotDataset("local/pusht", root="{output}")' in said
+    assert f"--dataset.root={output}" in said
+
+
+def test_a_lerobot_set_is_taken_too_and_may_be_replaced_by_itself(tmp_path, store, main):
+    main([str(store), "--output", str(tmp_path / "set")])
+    assert main([str(tmp_path / "set"), "--output", str(tmp_path / "set"), "--force", "--task", "Do it."]) == 0
+    assert load_lerobot(tmp_path / "set").n_steps == 41
+    assert pq.read_table(tmp_path / "set/meta/tasks.parquet")["task"].to_pylist() == ["Do it."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.zarr", "--output", "new"], "no demonstrations at absent.zarr"),
+        (["replay.zarr", "--output", "."], "exists already; nothing was changed"),
+        (["replay.zarr", "--output", "replay.zarr", "--force"], "is no LeRobot data set"),
+        (["replay.zarr", "--output", "replay.zarr/.zgroup/new"], "File exists"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, store, main, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+
+
+def test_help_teaches(main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for part in ("--output", "--force", "pusht_cchi_v7_replay.zarr", "observation.environment_state", "next.reward"):
+        assert part in said
+
+
+def test_output_is_required(main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["replay.zarr"])
+    assert stop.value.code == 2
+    assert "--output" in capsys.readouterr().err
