@@ -29,6 +29,8 @@ STEP_SHAPES: dict[str, tuple[int, ...]] = {
     "n_contacts": (1,),
 }
 STORE_MARKERS = (".zgroup", "zarr.json")
+# Group attribute of stores made by `replay_writer`, whose arrays may go on after the last episode end.
+WRITER_ATTRIBUTE = "immiscible_policy_replay_writer"
 
 
 class DataError(ValueError):
@@ -84,7 +86,7 @@ def load_replay(path: str | Path, arrays: Sequence[str] = ("action", "state", "k
     if isinstance(arrays, str):
         raise TypeError(f"arrays must be a sequence of names, got the string {arrays!r}: use ({arrays!r},)")
     path = Path(path).expanduser()
-    with _open_store(path) as group:
+    with open_store(path) as group:
         episode_ends = _read_episode_ends(group, path)
         n_steps = int(episode_ends[-1])
         loaded = {name: _read_array(group, name, n_steps, path) for name in arrays}
@@ -92,7 +94,8 @@ def load_replay(path: str | Path, arrays: Sequence[str] = ("action", "state", "k
 
 
 @contextmanager
-def _open_store(path: Path) -> Iterator[zarr.Group]:
+def open_store(path: Path) -> Iterator[zarr.Group]:
+    """The root group of a store (a folder, or a zip that holds one), to read; DataError if there is none."""
     if not path.exists():
         raise DataError(f"no demonstrations at {path}: {HOW_TO_GET}")
     if path.is_dir():
@@ -192,7 +195,9 @@ def _read_array(group: zarr.Group, name: str, n_steps: int, path: Path) -> np.nd
     key = f"data/{name}"
     array = _find_array(group, key, path)
     expected = (n_steps, *STEP_SHAPES.get(name, array.shape[1:]))
-    if array.shape != expected:
+    # An append that was killed leaves steps of no episode; in a store from elsewhere they are a damage.
+    has_tail = WRITER_ATTRIBUTE in group.attrs and array.ndim > 0 and array.shape[0] > n_steps
+    if ((n_steps, *array.shape[1:]) if has_tail else array.shape) != expected:
         raise DataError(
             f"{path}: array {key} has shape {array.shape}, expected {expected} (meta/episode_ends ends at {n_steps})"
         )
@@ -200,10 +205,10 @@ def _read_array(group: zarr.Group, name: str, n_steps: int, path: Path) -> np.nd
         raise DataError(f"{path}: array {key} has dtype {array.dtype}, expected real numbers")
     _check_complete(array, key, path)
     if name == "img":
-        return _read_images(array, key, path)
+        return _read_images(array, key, n_steps, path)
     # A float64 beyond float32's range must be reported below as infinite, not warned about here.
     with np.errstate(over="ignore"):
-        values = _read_all(array, key, path).astype(np.float32, copy=False)
+        values = _read_all(array, key, path, slice(n_steps)).astype(np.float32, copy=False)
     finite = np.isfinite(values)
     if not finite.all():
         at = int(np.argmin(finite.reshape(n_steps, -1).all(axis=1)))
@@ -214,11 +219,11 @@ def _read_array(group: zarr.Group, name: str, n_steps: int, path: Path) -> np.nd
     return values
 
 
-def _read_images(array: zarr.Array, key: str, path: Path) -> np.ndarray:
+def _read_images(array: zarr.Array, key: str, n_steps: int, path: Path) -> np.ndarray:
     """Images as uint8, a chunk at a time: the stored float32 as a whole would need 2.8 GB."""
-    images = np.empty(array.shape, dtype=np.uint8)
-    for start in range(0, array.shape[0], array.chunks[0]):
-        block = slice(start, start + array.chunks[0])
+    images = np.empty((n_steps, *array.shape[1:]), dtype=np.uint8)
+    for start in range(0, n_steps, array.chunks[0]):
+        block = slice(start, min(start + array.chunks[0], n_steps))
         values = _read_all(array, key, path, block)
         # Written so that NaN, which compares false, is refused as well.
         if not bool(((values >= 0) & (values <= 255)).all()):
