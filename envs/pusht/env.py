@@ -1,28 +1,34 @@
 """PushT as a Gymnasium environment: the task of the Diffusion Policy paper (Chi et al. 2023, section 5)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from envs.pusht import geometry
 from envs.pusht.geometry import WINDOW_SIZE
-from envs.pusht.keypoints import BLOCK_KEYPOINTS, KEYPOINT_REACH, keypoints_in_world
+from envs.pusht.keypoints import BLOCK_KEYPOINTS, keypoints_in_world
 from envs.pusht.physics import World, WorldState
+from envs.pusht.task import (
+    FULL_TURN,
+    Task,
+    checked_options,
+    checked_seed,
+    checked_state,
+    drawn_state,
+    initial_state,
+    require_choice,
+)
+from envs.pusht.vertices import vertices_in_world
 
 if TYPE_CHECKING:
+    from envs.pusht.pixels import PixelObserver
     from envs.pusht.rendering import Renderer, Window
 
-OBSERVATION_TYPES = ("state", "keypoints", "pixels", "pixels_agent_pos")
 RENDER_MODES = ("human", "rgb_array")
-FULL_TURN = 2.0 * math.pi
-# The agent is stronger than the walls and can press the block through them, as far as it reaches itself.
-BLOCK_MARGIN = 160.0
-_MAX_SEED = 2**32 - 1
 
 Observation = Any
 """An array, or for `pixels_agent_pos` a dict of arrays."""
@@ -32,13 +38,16 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Push a T-shaped block onto its outline at (256, 256, pi/4) with a round agent, at 10 actions a second.
 
     Action: Box(0, 512, (2,)): the absolute position, in window pixels, that the agent's controller heads for.
-    Values outside the box are followed, not clipped, as in the original.
+    Values outside the box are followed, as in the original, up to half a window away from it (clipped to
+    [-256, 768]); what is not two finite numbers is a ValueError.
 
     Observation, by `obs_type` (pixels of the 512 x 512 window, radians):
 
     - `state`: Box (5,) float64: agent x, y, block x, y, block angle in [0, 2 pi). The agent stays in the
       window; the block's bounds are wider by 160 px, because a hard push can press it through a wall.
     - `keypoints`: Box (20,) float64: nine points on the block as x, y pairs, then agent x, y.
+    - `environment_state_agent_pos`: Dict of `environment_state`, Box (16,) float64: the eight vertices of the
+      block's two rectangles as x, y pairs, and `agent_pos`, Box (2,) float64, as gym-pusht and LeRobot have them.
     - `pixels`: Box (observation_height, observation_width, 3) uint8.
     - `pixels_agent_pos`: Dict of `pixels` and `agent_pos`, Box (2,) float64.
 
@@ -56,12 +65,9 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     state, at rest: with `legacy=False` the observation equals it, and a recorded episode replays from it.
 
     Args:
-        obs_type: one of `OBSERVATION_TYPES`.
         render_mode: None, `"rgb_array"` (`render()` returns an array, no display needed) or `"human"`.
-        legacy: set the block's position before its angle, at every reset. The block turns about its centre of
-            gravity, so it starts up to 90 px away from the drawn or given position. The published
-            evaluations do this; the demonstrations do not.
-        success_threshold: coverage in (0, 1] that ends the episode and earns the full reward.
+        goal_pose: where the block belongs, (x, y, angle), in pixels and radians.
+        obs_type, legacy, success_threshold: see `envs.pusht.task.Task`.
         observation_width, observation_height: size of the `pixels` observation.
         visualization_width, visualization_height: size of the frames that `render()` returns.
 
@@ -84,53 +90,47 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         observation_height: int = 96,
         visualization_width: int = WINDOW_SIZE,
         visualization_height: int = WINDOW_SIZE,
+        goal_pose: geometry.Pose = geometry.GOAL_POSE,
     ) -> None:
-        _require_choice("obs_type", obs_type, OBSERVATION_TYPES)
+        self.task = Task(
+            obs_type,
+            legacy,
+            success_threshold,
+            goal_pose,
+            (observation_width, observation_height),
+            (visualization_width, visualization_height),
+        )
         if render_mode is not None:
-            _require_choice("render_mode", render_mode, (None, *RENDER_MODES))
-        if not 0.0 < success_threshold <= 1.0:
-            raise ValueError(f"success_threshold is {success_threshold!r}; allowed: a number in (0, 1]")
-        self.observation_size = (
-            _positive_int("observation_width", observation_width),
-            _positive_int("observation_height", observation_height),
-        )
-        self.visualization_size = (
-            _positive_int("visualization_width", visualization_width),
-            _positive_int("visualization_height", visualization_height),
-        )
+            require_choice("render_mode", render_mode, (None, *RENDER_MODES))
         self.obs_type = obs_type
         self.render_mode = render_mode
-        self.legacy = bool(legacy)
-        self.success_threshold = float(success_threshold)
-        self.goal_pose = np.array(geometry.GOAL_POSE)
+        self.legacy = self.task.legacy
+        self.success_threshold = self.task.success_threshold
+        self.goal_pose = np.array(self.task.goal_pose)
         self.goal_pose.setflags(write=False)
         self.world = World()
         self.max_coverage = 0.0
-        self.action_space = spaces.Box(0.0, WINDOW_SIZE, (2,), np.float32)
-        self.observation_space = _observation_space(obs_type, *self.observation_size)
+        self.action_space = self.task.action_space
+        self.observation_space = self.task.observation_space
         self._observe: Callable[[], Observation] = getattr(self, f"_observe_{obs_type}")
         self._target: tuple[float, float] | None = None
         self._renderer_cache: Renderer | None = None
+        self._pixels_cache: PixelObserver | None = None
         self._window: Window | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode (see the class). ValueError for an unknown option, a bad seed or a bad state."""
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed <= _MAX_SEED):
-            raise ValueError(f"seed is {seed!r}; allowed: None or an integer from 0 to {_MAX_SEED}")
-        unknown = sorted(set(options or {}) - {"state"})
-        if unknown:
-            raise ValueError(f"options has {unknown}; allowed: 'state'")
-        given = (options or {}).get("state")
-        state = None if given is None else _checked_state(given)
+        seed = checked_seed(seed)
+        given = checked_options(options, ("state",)).get("state")
+        state = None if given is None else checked_state(given)
         super().reset(seed=seed)
 
         # A fresh world: the solver remembers contacts, and an episode must not depend on the one before.
         self.world = World()
         if state is None:
-            drawn = seed if seed is not None else int(self.np_random.integers(_MAX_SEED, endpoint=True))
-            state = initial_state(drawn).tolist()
+            state = (drawn_state(self.np_random) if seed is None else initial_state(seed)).tolist()
         self.world.place(state, position_first=self.legacy)
         self.world.settle()
         self._target = None
@@ -157,7 +157,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Share of the goal, in [0, 1], that the block lies on now."""
         block = self.world.block
         x, y = block.position
-        return geometry.coverage(x, y, block.angle)
+        return geometry.coverage(x, y, block.angle, self.task.goal_pose)
 
     def get_state(self) -> WorldState:
         """Positions and velocities of agent and block; the block's angle counts full turns."""
@@ -172,7 +172,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         surface = self._renderer.draw(*self._pose(), target=self._target)
         if self.render_mode == "rgb_array":
-            return resized(surface, *self.visualization_size)
+            return resized(surface, *self.task.visualization_size)
         if self._window is None:
             self._window = Window(self.metadata["render_fps"])
         self._window.show(surface)
@@ -191,7 +191,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             # rest.
             from envs.pusht.rendering import Renderer
 
-            self._renderer_cache = Renderer()
+            self._renderer_cache = Renderer(self.task.goal_pose)
         return self._renderer_cache
 
     def _pose(self) -> tuple[tuple[float, float], tuple[float, float], float]:
@@ -210,10 +210,20 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         observation[-2:] = agent_position
         return observation
 
-    def _observe_pixels(self) -> Observation:
-        from envs.pusht.rendering import resized
+    def _observe_environment_state_agent_pos(self) -> Observation:
+        agent_position, (x, y), angle = self._pose()
+        return {
+            "environment_state": vertices_in_world(np.array([[x, y, angle]]))[0],
+            "agent_pos": np.array(agent_position),
+        }
 
-        return resized(self._renderer.draw(*self._pose()), *self.observation_size)
+    def _observe_pixels(self) -> Observation:
+        if self._pixels_cache is None:
+            from envs.pusht.pixels import PixelObserver
+
+            self._pixels_cache = PixelObserver(*self.task.observation_size, self.task.goal_pose)
+        agent_position, block_position, angle = self._pose()
+        return self._pixels_cache(np.array([agent_position]), np.array([[*block_position, angle]]))[0]
 
     def _observe_pixels_agent_pos(self) -> Observation:
         return {"pixels": self._observe_pixels(), "agent_pos": np.array(self.world.agent.position)}
@@ -232,32 +242,6 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         }
 
 
-def initial_state(seed: int) -> NDArray[np.float64]:
-    """The original's random state for a seed: agent x, y, block x, y, block angle (not wrapped), shape (5,).
-
-    The published evaluations use seeds 100000, 100001, ... The generator and the order of the draws are the
-    original's, so that the same seed means the same episode.
-    """
-    random = np.random.RandomState(seed)
-    agent = [random.randint(50, 450), random.randint(50, 450)]
-    block = [random.randint(100, 400), random.randint(100, 400)]
-    return np.array([*agent, *block, random.randn() * 2 * np.pi - np.pi])
-
-
-def _observation_space(obs_type: str, width: int, height: int) -> spaces.Space[Any]:
-    position = spaces.Box(0.0, WINDOW_SIZE, (2,), np.float64)
-    pixels = spaces.Box(0, 255, (height, width, 3), np.uint8)
-    if obs_type == "state":
-        low = np.array([0.0, 0.0, -BLOCK_MARGIN, -BLOCK_MARGIN, 0.0])
-        return spaces.Box(low, np.array([*(WINDOW_SIZE - low[:4]), FULL_TURN]), dtype=np.float64)
-    if obs_type == "keypoints":
-        low = np.array([-BLOCK_MARGIN - KEYPOINT_REACH] * (2 * len(BLOCK_KEYPOINTS)) + [0.0, 0.0])
-        return spaces.Box(low, WINDOW_SIZE - low, dtype=np.float64)
-    if obs_type == "pixels":
-        return pixels
-    return spaces.Dict({"pixels": pixels, "agent_pos": position})
-
-
 def _checked_action(action: ArrayLike) -> tuple[float, float]:
     """The action as two floats; scalar checks, because they run at every step."""
     try:
@@ -267,27 +251,3 @@ def _checked_action(action: ArrayLike) -> tuple[float, float]:
     if not (math.isfinite(x) and math.isfinite(y)):
         raise ValueError(f"action is {action!r}; allowed: finite numbers")
     return x, y
-
-
-def _checked_state(state: ArrayLike) -> Sequence[float]:
-    allowed = f"five finite numbers (agent x, y, block x, y in [0, {WINDOW_SIZE}], block angle in radians)"
-    try:
-        values = np.asarray(state, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"options['state'] is {state!r}; allowed: {allowed}") from None
-    if values.shape != (5,) or not np.isfinite(values).all():
-        raise ValueError(f"options['state'] is {state!r}, shape {values.shape}; allowed: {allowed}")
-    if (values[:4] < 0).any() or (values[:4] > WINDOW_SIZE).any():
-        raise ValueError(f"options['state'] is {values.tolist()}; allowed: {allowed}")
-    return [float(value) for value in values]
-
-
-def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(repr(choice) for choice in allowed)}")
-
-
-def _positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
-    return value

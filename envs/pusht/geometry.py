@@ -8,12 +8,19 @@ which descends from the task of Implicit Behavioral Cloning (Florence et al. 202
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 Point = tuple[float, float]
+Pose = tuple[float, float, float]
 Polygon = tuple[Point, ...]
 Color = tuple[int, int, int]
 
 # --- window and time ---
 WINDOW_SIZE = 512
+# The agent is sent no farther outside the window than this. The original follows any target; ten times the window away
+# numbers lose their digits, and many worlds in one space would meet.
+TARGET_MARGIN = 256.0
 CONTROL_HZ = 10
 PHYSICS_HZ = 100
 SUBSTEPS = PHYSICS_HZ // CONTROL_HZ
@@ -60,7 +67,7 @@ BLOCK_MOMENT = 3000.0
 BLOCK_CENTER_OF_GRAVITY: Point = (0.0, 45.0)
 
 # --- task ---
-GOAL_POSE: tuple[float, float, float] = (256.0, 256.0, math.pi / 4)
+GOAL_POSE: Pose = (256.0, 256.0, math.pi / 4)
 SUCCESS_COVERAGE = 0.95
 
 # --- colours ---
@@ -71,12 +78,13 @@ BLOCK_COLOR: Color = (119, 136, 153)  # LightSlateGray
 WALL_COLOR: Color = (211, 211, 211)  # LightGray
 TARGET_COLOR: Color = (255, 0, 0)
 
-_GOAL_COS = math.cos(GOAL_POSE[2])
-_GOAL_SIN = math.sin(GOAL_POSE[2])
 # Bar and stem as x_min, x_max, y_min, y_max.
 _RECTANGLES = ((-60.0, 60.0, 0.0, 30.0), (-15.0, 15.0, 30.0, 120.0))
 # Square pixels. The contour integrals of shapes that do not overlap cancel up to rounding errors below this.
 _ROUNDING_AREA = 1e-9
+_OUTLINE_U, _OUTLINE_V = np.array(OUTLINE).T
+_BEFORE = np.arange(-1, len(OUTLINE) - 1)
+_RECTANGLE_COLUMNS = np.array(_RECTANGLES).T[:, :, None, None]
 
 
 def to_world(points: Sequence[Point], x: float, y: float, angle: float) -> list[Point]:
@@ -85,7 +93,7 @@ def to_world(points: Sequence[Point], x: float, y: float, angle: float) -> list[
     return [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in points]
 
 
-def coverage(x: float, y: float, angle: float) -> float:
+def coverage(x: float, y: float, angle: float, goal_pose: Pose = GOAL_POSE) -> float:
     """Share of the goal's area, in [0, 1], that the block at pose (x, y, angle) lies on.
 
     Exact up to rounding. The bar and the stem of the goal are upright rectangles in the goal's frame, and
@@ -93,10 +101,12 @@ def coverage(x: float, y: float, angle: float) -> float:
     theorem): with c(x) = x limited to [x_min, x_max], the area of the block inside the rectangle is the
     integral of c(x) dy along the part of the block's outline with y in [y_min, y_max].
     """
-    dx, dy = x - GOAL_POSE[0], y - GOAL_POSE[1]
+    goal_x, goal_y, goal_angle = goal_pose
+    dx, dy = x - goal_x, y - goal_y
     if dx * dx + dy * dy >= 4.0 * BLOCK_REACH * BLOCK_REACH:
         return 0.0
-    outline = to_world(OUTLINE, _GOAL_COS * dx + _GOAL_SIN * dy, _GOAL_COS * dy - _GOAL_SIN * dx, angle - GOAL_POSE[2])
+    cos, sin = math.cos(goal_angle), math.sin(goal_angle)
+    outline = to_world(OUTLINE, cos * dx + sin * dy, cos * dy - sin * dx, angle - goal_angle)
     area = 0.0
     for x_min, x_max, y_min, y_max in _RECTANGLES:
         x0, y0 = outline[-1]
@@ -133,3 +143,38 @@ def _clamped_integral(
             + (high - inside_high) * x_max
         ) / (high - low)
     return mean * (end_y - start_y)
+
+
+def coverage_batch(poses: ArrayLike, goal_pose: Pose = GOAL_POSE) -> NDArray[np.float64]:
+    """`coverage` of many blocks at once: poses (N, 3) of (x, y, angle) -> shares (N,).
+
+    The same contour integral over all edges of all outlines; equal to `coverage` up to rounding.
+    """
+    poses = np.asarray(poses, np.float64)
+    goal_x, goal_y, goal_angle = goal_pose
+    dx, dy = poses[:, 0, None] - goal_x, poses[:, 1, None] - goal_y
+    cos, sin = math.cos(goal_angle), math.sin(goal_angle)
+    angle = poses[:, 2, None] - goal_angle
+    block_cos, block_sin = np.cos(angle), np.sin(angle)
+    # The corners in the goal's frame, one row a block.
+    x1 = (cos * dx + sin * dy) + block_cos * _OUTLINE_U - block_sin * _OUTLINE_V
+    y1 = (cos * dy - sin * dx) + block_sin * _OUTLINE_U + block_cos * _OUTLINE_V
+    # Where the edges start that end in them, and where start and end are once the edges are cut to the rectangles'
+    # heights; from here on, the rectangles are an axis before the blocks.
+    x0, y0, rise = x1[:, _BEFORE], y1[:, _BEFORE], y1 - y1[:, _BEFORE]
+    slope = (x1 - x0) / np.where(rise == 0.0, 1.0, rise)
+    x_min, x_max, y_min, y_max = _RECTANGLE_COLUMNS
+    end_y = np.minimum(np.maximum(y1, y_min), y_max)
+    start_y = end_y[:, :, _BEFORE]
+    start_x, end_x = x0 + (start_y - y0) * slope, x1 + (end_y - y1) * slope
+    low, high = np.minimum(start_x, end_x), np.maximum(start_x, end_x)
+    inside_low = np.minimum(np.maximum(low, x_min), x_max)
+    inside_high = np.minimum(np.maximum(high, x_min), x_max)
+    left = np.minimum(high, x_min) - np.minimum(low, x_min)
+    right = np.maximum(high, x_max) - np.maximum(low, x_max)
+    sums = left * x_min + (inside_high - inside_low) * 0.5 * (inside_low + inside_high) + right * x_max
+    width = high - low
+    mean = np.divide(sums, width, out=inside_low, where=width > 0.0)
+    area = np.einsum("rij,rij->i", mean, end_y - start_y)
+    near = (dx * dx + dy * dy < 4.0 * BLOCK_REACH * BLOCK_REACH)[:, 0] & (area >= _ROUNDING_AREA)
+    return np.where(near, np.minimum(area / BLOCK_AREA, 1.0), 0.0)

@@ -1,17 +1,22 @@
 """PushT's rigid bodies: an agent under position control, a block that moves only while pushed, four walls.
 
-`add_walls`, `add_agent`, `add_block` and `controlled_velocity` are free functions, so that other arrangements
-(many worlds in one space) build on the same bodies and the same control law. The order in which bodies are
-created and added is the original's, because the contact solver's result depends on it.
+`World` is one of them; `envs.pusht.worlds` puts many into one space. Both are made of the same bodies and follow the
+same control law, which are the free functions here. The order in which shapes are created and added is the original's,
+because the contact solver's result depends on it.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pymunk
+from numpy.typing import NDArray
 
 from envs.pusht import geometry
+from envs.pusht.geometry import Point
+
+_LOWEST_TARGET, _HIGHEST_TARGET = -geometry.TARGET_MARGIN, geometry.WINDOW_SIZE + geometry.TARGET_MARGIN
 
 
 class WorldState(NamedTuple):
@@ -33,27 +38,56 @@ def make_space() -> pymunk.Space:
     return space
 
 
-def add_walls(space: pymunk.Space) -> None:
+def add_walls(space: pymunk.Space, origin: Point = (0.0, 0.0)) -> None:
     """Adds the four walls. They stop the block only: the agent is kinematic and passes through them."""
-    space.add(*(pymunk.Segment(space.static_body, start, end, geometry.WALL_RADIUS) for start, end in geometry.WALLS))
+    x, y = origin
+    for (x0, y0), (x1, y1) in geometry.WALLS:
+        ends = (x + x0, y + y0), (x + x1, y + y1)
+        space.add(pymunk.Segment(space.static_body, *ends, geometry.WALL_RADIUS))
 
 
-def add_agent(space: pymunk.Space) -> pymunk.Body:
-    """Adds the round agent at its start and returns its body."""
+def make_agent() -> tuple[pymunk.Body, tuple[pymunk.Shape, ...]]:
+    """The round agent's body and its shape, in no space yet."""
     body = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
     body.position = geometry.AGENT_START
-    space.add(body, pymunk.Circle(body, geometry.AGENT_RADIUS))
-    return body
+    return body, (pymunk.Circle(body, geometry.AGENT_RADIUS),)
 
 
-def add_block(space: pymunk.Space) -> pymunk.Body:
-    """Adds the T at its start and returns its body. `body.position` is the middle of the bar's outer edge."""
+def make_block() -> tuple[pymunk.Body, tuple[pymunk.Shape, ...]]:
+    """The T's body and its two shapes, in no space yet. `body.position` is the middle of the bar's outer edge."""
     body = pymunk.Body(geometry.BLOCK_MASS, geometry.BLOCK_MOMENT)
-    bar, stem = pymunk.Poly(body, list(geometry.BAR)), pymunk.Poly(body, list(geometry.STEM))
+    shapes = pymunk.Poly(body, list(geometry.BAR)), pymunk.Poly(body, list(geometry.STEM))
     body.center_of_gravity = geometry.BLOCK_CENTER_OF_GRAVITY
     body.position = geometry.BLOCK_START
-    space.add(body, bar, stem)
-    return body
+    return body, shapes
+
+
+def place_bodies(
+    agent: pymunk.Body,
+    block: pymunk.Body,
+    state: Sequence[float],
+    position_first: bool = False,
+    origin: Point = (0.0, 0.0),
+) -> None:
+    """Puts agent and block at `state` = (agent x, agent y, block x, block y, block angle); both at rest.
+
+    The block turns about its centre of gravity, not about its origin. Setting the angle first therefore
+    ends exactly at `state`; `position_first=True` ends with the origin moved by that turn (the order in
+    which the published evaluations of the Diffusion Policy paper set their initial states).
+    """
+    agent_x, agent_y, block_x, block_y, angle = (float(value) for value in state)
+    x, y = origin
+    agent.position = (x + agent_x, y + agent_y)
+    if position_first:
+        # The displacement depends on the angle before; a fresh block's is 0.
+        block.angle = 0.0
+        block.position = (x + block_x, y + block_y)
+        block.angle = angle
+    else:
+        block.angle = angle
+        block.position = (x + block_x, y + block_y)
+    agent.velocity = block.velocity = (0.0, 0.0)
+    block.angular_velocity = 0.0
 
 
 def on_contact(space: Any, callback: Callable[[Any, pymunk.Space, Any], None]) -> None:
@@ -70,6 +104,11 @@ def controlled_velocity(position: float, velocity: float, target: float) -> floa
     return velocity + acceleration * geometry.TIME_STEP
 
 
+def limited(target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Targets of any shape, at most `TARGET_MARGIN` outside the window."""
+    return np.minimum(np.maximum(target, _LOWEST_TARGET), _HIGHEST_TARGET)
+
+
 class World:
     """One agent, one block and the walls.
 
@@ -81,27 +120,14 @@ class World:
         self.contact_points = 0
         self.space = make_space()
         add_walls(self.space)
-        self.agent = add_agent(self.space)
-        self.block = add_block(self.space)
+        self.agent, agent_shapes = make_agent()
+        self.block, block_shapes = make_block()
+        self.space.add(self.agent, *agent_shapes, self.block, *block_shapes)
         on_contact(self.space, self._count_contacts)
 
     def place(self, state: Sequence[float], position_first: bool = False) -> None:
-        """Puts agent and block at `state` = (agent x, agent y, block x, block y, block angle); all at rest.
-
-        The block turns about its centre of gravity, not about its origin. Setting the angle first therefore
-        ends exactly at `state`; `position_first=True` ends with the origin moved by that turn (the order in
-        which the published evaluations of the Diffusion Policy paper set their initial states).
-        """
-        agent_x, agent_y, block_x, block_y, angle = (float(value) for value in state)
-        self.agent.position = (agent_x, agent_y)
-        if position_first:
-            self.block.position = (block_x, block_y)
-            self.block.angle = angle
-        else:
-            self.block.angle = angle
-            self.block.position = (block_x, block_y)
-        self.agent.velocity = self.block.velocity = (0.0, 0.0)
-        self.block.angular_velocity = 0.0
+        """Puts agent and block at `state`, at rest: see `place_bodies`."""
+        place_bodies(self.agent, self.block, state, position_first)
 
     def settle(self) -> None:
         """One physics step without control, as in the original after a state is set.
@@ -116,6 +142,8 @@ class World:
         """One control step (0.1 s, ten physics steps) of the agent towards an absolute target, in pixels."""
         self.contact_points = 0
         agent, step, time_step = self.agent, self.space.step, geometry.TIME_STEP
+        target_x = min(max(target_x, _LOWEST_TARGET), _HIGHEST_TARGET)
+        target_y = min(max(target_y, _LOWEST_TARGET), _HIGHEST_TARGET)
         x, y = agent.position
         velocity_x, velocity_y = agent.velocity
         for _ in range(geometry.SUBSTEPS):

@@ -10,6 +10,7 @@ for `Window`.
 
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 # Before the import that would print it.
@@ -20,7 +21,15 @@ import pygame
 from numpy.typing import NDArray
 
 from envs.pusht import geometry
-from envs.pusht.geometry import Color, Point, Polygon
+from envs.pusht.geometry import Color, Point, Polygon, Pose
+
+Pair = Sequence[NDArray[np.int32]]
+"""Two arrays, of values or of weights."""
+
+EDGE_OVERHANG = 2
+"""Pixels by which the picture of an edge of the block reaches beyond the rectangle of its ends."""
+OUTSIDE = 2.0 * geometry.WINDOW_SIZE
+"""Of a body at this x or y, or at minus this, nothing is in the window."""
 
 _OUTLINE_RADIUS = 2.0
 _RIM_WIDTH = 4
@@ -36,16 +45,20 @@ def lighter(color: Color) -> Color:
 
 
 class Renderer:
-    """Draws the world on a surface of the window's size, in memory."""
+    """Draws the world on a surface of the window's size, in memory.
 
-    def __init__(self) -> None:
+    Args:
+        goal_pose: where the goal is drawn: x, y in pixels of the window and an angle in radians.
+    """
+
+    def __init__(self, goal_pose: Pose = geometry.GOAL_POSE) -> None:
         size = (geometry.WINDOW_SIZE, geometry.WINDOW_SIZE)
         # A depth is given because the default asks the display for its own.
         self._surface = pygame.Surface(size, depth=32)
         self._background = pygame.Surface(size, depth=32)
         self._background.fill(geometry.BACKGROUND_COLOR)
         for polygon in (geometry.BAR, geometry.STEM):
-            goal = _rounded(geometry.to_world(polygon, *geometry.GOAL_POSE))
+            goal = _rounded(geometry.to_world(polygon, *goal_pose))
             pygame.draw.polygon(self._background, geometry.GOAL_COLOR, goal)
 
     def draw(
@@ -96,19 +109,34 @@ def resized(surface: pygame.Surface, width: int, height: int) -> NDArray[np.uint
     if (source_width, source_height) == (width, height):
         data = pygame.image.tobytes(surface, "RGB")
         return np.frombuffer(bytearray(data), np.uint8).reshape(height, width, 3)
-    columns, (left, right) = _taps(source_width, width)
-    rows, (above, below) = _taps(source_height, height)
-    # Only the pixels that count, and a plane for each colour: unpacking every pixel costs ten times as much.
+    columns, across = taps(source_width, width)
+    rows, (above, below) = taps(source_height, height)
+    # Only the pixels that count, and one colour at a time: large temporary arrays cost more than the arithmetic.
     window: NDArray[np.uint32] = pygame.surfarray.pixels2d(surface).T
-    packed = window[rows][:, columns].astype(np.int32)
-    planes: NDArray[np.int32] = np.stack([(packed >> shift) & 255 for shift in surface.get_shifts()[:3]])
-    across = (planes[:, :, :width] * left + planes[:, :, width:] * right) >> 4
-    down = ((across[:, :height] * above[:, None]) >> 16) + ((across[:, height:] * below[:, None]) >> 16)
-    return np.ascontiguousarray(((down + 2) >> 2).astype(np.uint8).transpose(1, 2, 0))
+    upper, lower = (
+        [window.take(row, axis=0).take(column, axis=1).view(np.int32) for column in (columns[:width], columns[width:])]
+        for row in (rows[:height], rows[height:])
+    )
+    sampled = np.empty((height, width, 3), np.uint8)
+    for channel, shift in enumerate(surface.get_shifts()[:3]):
+        first, second = ([(packed >> shift) & 255 for packed in pair] for pair in (upper, lower))
+        sampled[:, :, channel] = bilinear(first, second, across, (above[:, None], below[:, None]))
+    return sampled
+
+
+def bilinear(upper: Pair, lower: Pair, across: Pair, down: Pair) -> NDArray[np.uint8]:
+    """OpenCV's bilinear mixture of four int32 values in [0, 255], rounded as there.
+
+    `upper` and `lower` are the left and right values of two rows, `across` and `down` the weights of left
+    and right and of upper and lower, as `taps` gives them. All broadcast.
+    """
+    rows = [(left * across[0] + right * across[1]) >> 4 for left, right in (upper, lower)]
+    mixed = ((rows[0] * down[0]) >> 16) + ((rows[1] * down[1]) >> 16)
+    return ((mixed + 2) >> 2).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
-def _taps(source: int, target: int) -> tuple[NDArray[np.intp], tuple[NDArray[np.int32], NDArray[np.int32]]]:
+def taps(source: int, target: int) -> tuple[NDArray[np.intp], Pair]:
     """The two source pixels of each target pixel along one axis, and their weights, which sum to 2048.
 
     Returns indices (2 target,), all first ones before all second ones, and a pair of weights (target,).
@@ -134,7 +162,12 @@ def _draw_agent(surface: pygame.Surface, position: Point) -> None:
 def _draw_polygon(surface: pygame.Surface, vertices: list[Point]) -> None:
     pygame.draw.polygon(surface, lighter(geometry.BLOCK_COLOR), _rounded(vertices))
     for start, end in zip(vertices, vertices[1:] + vertices[:1], strict=True):
-        _draw_thick_line(surface, start, end, _OUTLINE_RADIUS, geometry.BLOCK_COLOR)
+        draw_edge(surface, start, end)
+
+
+def draw_edge(surface: pygame.Surface, start: Point, end: Point) -> None:
+    """One edge of the block's outline, `EDGE_OVERHANG` larger than the rectangle of its ends at most."""
+    _draw_thick_line(surface, start, end, _OUTLINE_RADIUS, geometry.BLOCK_COLOR)
 
 
 def _draw_thick_line(surface: pygame.Surface, start: Point, end: Point, radius: float, color: Color) -> None:

@@ -11,11 +11,14 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import envs
 from envs.pusht import PushTEnv, keypoints_in_world
-from envs.pusht.env import OBSERVATION_TYPES, initial_state
-from envs.pusht.geometry import GOAL_POSE
+from envs.pusht.geometry import GOAL_COLOR, GOAL_POSE
+from envs.pusht.task import OBSERVATION_TYPES, initial_state
+from envs.pusht.vertices import vertices_in_world
 
 ENV_ID = "immiscible/PushT-v0"
 INFO_KEYS = {
@@ -87,6 +90,10 @@ def test_observation_types_describe_the_same_world() -> None:
     assert np.array_equal(keypoints[18:], state[:2])
     assert np.array_equal(dictionary["agent_pos"], state[:2])
     assert np.array_equal(dictionary["pixels"], seen["pixels"])
+    vertices = seen["environment_state_agent_pos"]
+    assert set(vertices) == {"environment_state", "agent_pos"}
+    assert np.allclose(vertices["environment_state"], vertices_in_world([state[2:]])[0], rtol=0, atol=1e-9)
+    assert np.array_equal(vertices["agent_pos"], state[:2])
     assert seen["pixels"].shape == (96, 96, 3)
     assert seen["pixels"].dtype == np.uint8
 
@@ -236,6 +243,12 @@ def test_bad_actions_are_refused(action: Any) -> None:
         ("observation_height", 9.5),
         ("visualization_width", -1),
         ("visualization_height", True),
+        ("success_threshold", "0.5"),
+        ("legacy", "no"),
+        ("goal_pose", (256.0, 256.0)),
+        ("goal_pose", (256.0, 513.0, 0.0)),
+        ("goal_pose", (256.0, 256.0, math.nan)),
+        ("goal_pose", "here"),
     ],
 )
 def test_bad_constructor_arguments_are_refused(name: str, value: Any) -> None:
@@ -262,6 +275,110 @@ def test_bad_resets_are_refused(arguments: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError, match=message):
         env.reset(**arguments)
     assert np.array_equal(env._observe(), observation)
+
+
+@pytest.mark.parametrize("obs_type", ["environment_state_agent_pos", "pixels_agent_pos"])
+def test_changing_an_observation_changes_nothing(obs_type: str) -> None:
+    env, spoilt = PushTEnv(obs_type=obs_type), PushTEnv(obs_type=obs_type)
+    expected, observation = env.reset(seed=0)[0], spoilt.reset(seed=0)[0]
+    for action in random_actions(8):
+        for name in expected:
+            assert np.array_equal(expected[name], observation[name])
+            observation[name][:] = 7
+        expected, observation = env.step(action)[0], spoilt.step(action)[0]
+
+
+# --- another goal ---
+
+
+def test_coverage_and_reward_are_those_of_the_given_goal() -> None:
+    goal = (180.0, 300.5, -2.0)
+    env = PushTEnv(goal_pose=goal)
+    _, info = env.reset(options={"state": [50.0, 50.0, *goal]})
+    assert info["coverage"] == pytest.approx(1.0, abs=1e-9)
+    assert info["goal_pose"].tolist() == list(goal)
+    assert env.goal_pose.tolist() == list(goal)
+    assert env.step([50.0, 50.0])[1:3] == (1.0, True)
+    _, info = env.reset(options={"state": AT_GOAL})
+    assert info["coverage"] < 0.5
+
+
+def test_pictures_show_the_given_goal() -> None:
+    far_from_both = [30.0, 480.0, 420.0, 420.0, 0.0]
+    shown = []
+    for goal in (GOAL_POSE, (100.0, 100.0, 0.0)):
+        env = PushTEnv(goal_pose=goal, render_mode="rgb_array", obs_type="pixels")
+        pixels, _ = env.reset(options={"state": far_from_both})
+        frame = env.render()
+        assert isinstance(frame, np.ndarray)
+        for picture in (frame, pixels):
+            rows, columns = np.nonzero((picture == GOAL_COLOR).all(axis=-1))
+            shown.append(np.array([columns.mean(), rows.mean()]) * 512 / picture.shape[0])
+    # The middle of the T's area, in the window.
+    [middle] = [np.array([0.0, (3600 * 15.0 + 2700 * 75.0) / 6300])]
+    for place, (x, y, angle) in zip(shown, [GOAL_POSE] * 2 + [(100.0, 100.0, 0.0)] * 2, strict=True):
+        expected = (x - math.sin(angle) * middle[1], y + math.cos(angle) * middle[1])
+        assert place == pytest.approx(expected, abs=4.0)
+
+
+# --- actions of any kind ---
+
+
+def test_targets_far_outside_are_those_at_the_margin() -> None:
+    def path(targets: list[list[float]]) -> np.ndarray:
+        env = PushTEnv()
+        env.reset(seed=3)
+        return np.array([env.step(target)[0] for target in targets])
+
+    corners = [[-256.0, 768.0], [768.0, -256.0], [768.0, 768.0]]
+    expected = path(corners)
+    assert np.array_equal(path([[-1e308, 769.0], [1e308, -1e308], [768.0, 1e9]]), expected)
+    assert np.array_equal(path([[-257.0, 1e9], [1e300, -256.5], [800.0, 768.1]]), expected)
+    assert not np.array_equal(path([[-250.0, 760.0], *corners[1:]]), expected)
+
+
+NUMBERS = st.one_of(
+    st.floats(),
+    st.floats(0, 512),
+    st.integers(-(10**300), 10**300),
+    st.booleans(),
+    st.sampled_from([np.float16(7.5), np.int8(-3), None, "a", b"b", 1j, [1.0], object()]),
+)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.lists(NUMBERS, min_size=2, max_size=2) | st.lists(NUMBERS, max_size=4) | NUMBERS | st.text(max_size=3))
+def test_odd_actions_are_refused_or_followed(action: Any) -> None:
+    env = PushTEnv()
+    env.reset(seed=0)
+    before = env.get_state()
+    try:
+        observation, reward, *_ = env.step(action)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert np.isfinite(observation).all()
+        assert 0.0 <= reward <= 1.0
+        return
+    assert message.startswith("action is ")
+    assert "; allowed: " in message
+    assert env.get_state() == before
+
+
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="an integer beyond the floats is not refused by name")
+def test_integers_beyond_the_floats_are_refused() -> None:
+    env = PushTEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action is .*; allowed: "):
+        env.step([10**400, 1.0])
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="the cross is drawn at the target before it is clipped")
+def test_a_picture_after_a_far_target() -> None:
+    env = PushTEnv(render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step([1e308, 0.0])
+    assert env.render() is not None
 
 
 def test_registered_environment_ends_after_300_steps() -> None:

@@ -5,7 +5,8 @@ import pygame
 import pytest
 
 from envs.pusht import PushTEnv, geometry
-from envs.pusht.rendering import Renderer, lighter, resized
+from envs.pusht.rendering import OUTSIDE, Renderer, lighter, resized
+from envs.pusht.rendering import bilinear as bilinear_mixture
 
 STATE = (100.0, 400.0, 350.0, 120.0, 0.0)
 
@@ -40,6 +41,19 @@ def test_sampling_of_one_colour_is_that_colour() -> None:
     surface = pygame.Surface((512, 512), depth=32)
     surface.fill((1, 128, 255))
     assert (resized(surface, 96, 96) == (1, 128, 255)).all()
+
+
+def test_mixture_of_four_values() -> None:
+    def mixed(corners: list[int], right: int, below: int) -> int:
+        upper, lower = np.array(corners, np.int32).reshape(2, 2, 1)
+        across, down = (np.array([[2048 - weight], [weight]], np.int32) for weight in (right, below))
+        return int(bilinear_mixture(tuple(upper), tuple(lower), tuple(across), tuple(down))[0])
+
+    corners = [7, 255, 0, 130]
+    assert [mixed(corners, right, below) for below in (0, 2048) for right in (0, 2048)] == corners
+    assert mixed(corners, 1024, 1024) == 98
+    assert mixed(corners, 512, 0) == 69
+    assert mixed([255, 255, 255, 255], 341, 1707) == 255
 
 
 def frame(**arguments: object) -> np.ndarray:
@@ -124,6 +138,21 @@ def test_drawing_is_not_affected_by_what_was_drawn_before() -> None:
     used.draw((300.0, 300.0), (200.0, 200.0), 1.0, target=(50.0, 60.0))
     pose = ((100.0, 100.0), (250.0, 300.0), 0.4)
     assert np.array_equal(resized(fresh.draw(*pose), 96, 96), resized(used.draw(*pose), 96, 96))
+
+
+def test_goal_is_drawn_where_it_is_told() -> None:
+    pose = (130.0, 380.0, -2.0)
+    surface = Renderer(goal_pose=pose).draw((400.0, 100.0), (400.0, 200.0), 0.0)
+    inside, at_the_default = (geometry.to_world([(0.0, 60.0)], *goal)[0] for goal in (pose, geometry.GOAL_POSE))
+    assert tuple(surface.get_at((round(inside[0]), round(inside[1]))))[:3] == geometry.GOAL_COLOR
+    assert tuple(surface.get_at((round(at_the_default[0]), round(at_the_default[1]))))[:3] == geometry.BACKGROUND_COLOR
+
+
+@pytest.mark.parametrize("place", [(OUTSIDE, 256.0), (256.0, -OUTSIDE)])
+def test_nothing_of_a_body_outside_is_seen(place: tuple[float, float]) -> None:
+    picture = resized(Renderer().draw(place, place, 1.0), 512, 512)
+    colours = {tuple(colour) for colour in np.unique(picture.reshape(-1, 3), axis=0).tolist()}
+    assert colours == {geometry.BACKGROUND_COLOR, geometry.GOAL_COLOR, geometry.WALL_COLOR}
 
 
 def test_human_mode_shows_a_window_and_closes_it() -> None:
