@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.coupling import Coupling
-from immiscible_policy.data.replay import load_replay
+from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import ActionWindows, observations_from_replay, split_episodes
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
@@ -33,18 +34,25 @@ ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
 
 @dataclass(frozen=True)
 class PolicyData:
-    """Windows to train and validate on, and all observations and actions (for the normalisers' ranges)."""
+    """Windows to train and validate on, all observations and actions (for the normalisers), and where they are from."""
 
     train: ActionWindows
     validation: ActionWindows | None
     observation: np.ndarray
     action: np.ndarray
+    source: dict[str, Any]
 
 
 def load_data(cfg: DictConfig) -> PolicyData:
     """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them."""
-    needed = {"keypoints": ("action", "state", "keypoint"), "state": ("action", "state")}
-    replay = load_replay(cfg.dataset.path, needed.get(cfg.task.obs_type, ("action", "state")))
+    dataset = cfg.dataset
+    generated = None if dataset.demonstrator is None else DemonstratorSet(**_plain(dataset.demonstrator))
+    needed = ("action", "state", "keypoint") if cfg.task.obs_type == "keypoints" else ("action", "state")
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
+    with main:  # which makes the demonstrations that the others then find
+        path, n_episodes = locate_demonstrations(dataset.path, dataset.human, generated)
+    replay = load_demonstrations(path, needed, n_episodes)
     observation = observations_from_replay(replay, cfg.task.obs_type)
     action = replay.arrays["action"]
     train, validation = split_episodes(
@@ -62,7 +70,8 @@ def load_data(cfg: DictConfig) -> PolicyData:
             episodes,
         )
 
-    return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action)
+    source = {"path": str(path), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
+    return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 
 
 def build_policy(cfg: DictConfig, data: PolicyData) -> DiffusionPolicy:
@@ -128,6 +137,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     summary = {
         "coupling": str(coupling),
         "seed": cfg.seed,
+        "demonstrations": data.source,
         "steps": trainer.step,
         "training_seconds": {"wall": trainer.seconds.wall, "cpu": trainer.seconds.cpu},
         "num_threads": torch.get_num_threads(),

@@ -31,7 +31,8 @@ class Task:
         obs_type: one of `OBSERVATION_TYPES`.
         legacy: set the block's position before its angle, at every reset. The block turns about its centre of
             gravity, so it starts up to 90 px away from the drawn or given position. The published
-            evaluations do this; the demonstrations do not.
+            evaluations do this, and the human demonstrations began so (the i-th from seed i); replaying one
+            from its recorded first state needs False.
         success_threshold: coverage in (0, 1] that ends the episode and earns the full reward.
         goal_pose: x and y in [0, 512] and angle in radians of the block where it belongs.
         observation_size, visualization_size: (width, height) of the `pixels` observation and of rendered frames.
@@ -61,7 +62,7 @@ class Task:
                 require_positive(f"{kind}_{name}", value)
 
     @property
-    def action_space(self) -> spaces.Box:
+    def action_space(self) -> spaces.Space[Any]:
         return spaces.Box(0.0, WINDOW_SIZE, (2,), np.float32)
 
     @property

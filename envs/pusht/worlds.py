@@ -163,8 +163,7 @@ class Worlds:
             set_space_bodies(space, BodyFields.VELOCITY, buffer)
             step(time_step)
             get_space_arbiters(space, _CONTACT_FIELDS, contacts)
-        self.agent_position = self.agent_position + _DISTANCE[0] * offset + _DISTANCE[1] * self.agent_velocity
-        self.agent_velocity = velocities[-1].copy()
+        self.agent_position, self.agent_velocity = glide(self.agent_position, self.agent_velocity, targets)
         self._count_contacts()
         if restarted is not None:
             self._rest(restarted, starts)
@@ -317,6 +316,13 @@ def _agent_reaction() -> tuple[Floats, Floats]:
 
 
 _REACTION, _DISTANCE = _agent_reaction()
+
+
+def glide(position: Floats, velocity: Floats, target: Floats) -> tuple[Floats, Floats]:
+    """Agents' positions and velocities (N, 2) one control step later, on their way to targets (N, 2)."""
+    offset = physics.limited(target) - position
+    moved = position + _DISTANCE[0] * offset + _DISTANCE[1] * velocity
+    return moved, _REACTION[-1, 0] * offset + _REACTION[-1, 1] * velocity
 
 
 def _post(body: pymunk.Body, origin: geometry.Point) -> pymunk.Shape:

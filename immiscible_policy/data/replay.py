@@ -18,7 +18,10 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
-HOW_TO_GET = "get it with `python scripts/download_pusht.py`, or point `dataset.path=...` to your copy"
+HOW_TO_GET = (
+    "get it with `python scripts/download_pusht.py`, point `dataset.path=...` to your copy, or let the demonstrator "
+    "make demonstrations: `dataset=demonstrator`"
+)
 
 # Shape of one time step of each array of the PushT set; other arrays may have any.
 STEP_SHAPES: dict[str, tuple[int, ...]] = {
@@ -44,7 +47,8 @@ class ReplayData:
     Attributes:
         arrays: name -> (n_steps, ...) float32; `img` is uint8 (0..255), a quarter of float32's 2.8 GB.
             For PushT: `action` (2,) target xy in pixels; `state` (5,) agent xy, block xy in pixels,
-            block angle in radians; `keypoint` (9, 2) block keypoints xy in pixels.
+            block angle in radians; `keypoint` (9, 2) block keypoints xy in pixels. LeRobot sets may have
+            `agent_pos` (2,) and `environment_state` (16,) instead or besides.
         episode_ends: (n_episodes,) int64, the index one past each episode's last step.
         source: where it was read from.
     """
@@ -70,6 +74,11 @@ class ReplayData:
         index %= self.n_episodes
         start = int(self.episode_ends[index - 1]) if index > 0 else 0
         return slice(start, int(self.episode_ends[index]))
+
+    def first(self, n_episodes: int) -> ReplayData:
+        """Only the first `n_episodes` (all, if there are fewer)."""
+        ends = self.episode_ends[:n_episodes]
+        return ReplayData({name: values[: ends[-1]] for name, values in self.arrays.items()}, ends, self.source)
 
 
 def load_replay(path: str | Path, arrays: Sequence[str] = ("action", "state", "keypoint")) -> ReplayData:

@@ -3,15 +3,18 @@ sequences of a fixed horizon, padded at the episode's edges by repeating the edg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from envs.pusht.vertices import vertices_in_world
 from immiscible_policy.data.replay import DataError, ReplayData
 
-OBS_TYPES = ("state", "keypoints")
+OBS_TYPES = ("state", "keypoints", "environment_state_agent_pos")
+FLAT_ORDER = ("environment_state", "agent_pos")
 
 
 class ActionWindows:
@@ -140,11 +143,12 @@ def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
 
     Args:
         replay: recorded steps with the arrays `state` and, for "keypoints", `keypoint`.
-        obs_type: "state" (5): agent xy, block xy in pixels, block angle in [0, 2 pi);
-            "keypoints" (20): xy of the 9 block keypoints, then agent xy, in pixels.
+        obs_type: "state" (5): agent xy, block xy in pixels, block angle in [0, 2 pi), whatever was recorded;
+            "keypoints" (20): xy of the 9 block keypoints, then agent xy, in pixels;
+            "environment_state_agent_pos" (18): xy of the block's 8 vertices, then agent xy, in pixels.
 
     Returns:
-        (n_steps, 5) or (n_steps, 20) float32.
+        (n_steps, 5), (n_steps, 20) or (n_steps, 18) float32.
 
     Raises:
         ValueError: unknown obs_type. DataError: an array that it needs was not loaded.
@@ -155,6 +159,9 @@ def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
     if obs_type == "keypoints":
         keypoint = _loaded(replay, "keypoint")
         return np.concatenate([keypoint.reshape(len(keypoint), -1), state[:, :2]], axis=1, dtype=np.float32)
+    if obs_type == "environment_state_agent_pos":
+        vertices = vertices_in_world(state[:, 2:])
+        return flat_observation({"environment_state": vertices, "agent_pos": state[:, :2]})
     observation = state.astype(np.float32)
     angle = np.mod(state[:, 4].astype(np.float64), 2 * np.pi).astype(np.float32)
     # Rounding to float32 can carry an angle just under 2 pi past it.
@@ -162,9 +169,20 @@ def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
     return observation
 
 
+def flat_observation(observation: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+    """Low-dimensional observations (N, D) float32 of an environment; a dictionary's parts in `FLAT_ORDER`."""
+    if isinstance(observation, Mapping):
+        return np.concatenate([observation[name] for name in FLAT_ORDER], axis=1, dtype=np.float32)
+    return np.asarray(observation, np.float32)
+
+
 def _loaded(replay: ReplayData, name: str) -> np.ndarray:
     if name not in replay.arrays:
-        raise DataError(f"array {name!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
+        hint = ""
+        if "agent_pos" in replay.arrays:
+            hint = ": this data set holds no block pose (lerobot/pusht has it in videos only; lerobot/pusht_keypoints"
+            hint += " has it in numbers)"
+        raise DataError(f"array {name!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}{hint}")
     return replay.arrays[name]
 
 

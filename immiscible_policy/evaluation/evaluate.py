@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
@@ -57,21 +58,26 @@ class EvaluationConfig:
         return list(range(self.seed_start, self.seed_start + self.n_episodes))
 
 
-def environment_factory(policy: DiffusionPolicy) -> Callable[[bool], gym.Env]:
-    """Environments of the task that the policy was trained for (``policy.task``)."""
+def environment_factory(policy: DiffusionPolicy) -> Callable[[int, bool], VectorEnv]:
+    """Vector environments of the task that the policy was trained for (``policy.task``)."""
     task = policy.task
     missing = [key for key in ("env_id", "obs_type", "legacy", "max_steps") if key not in task]
     if missing:
         raise ValueError(f"the policy's task {task} lacks {', '.join(missing)}: it does not say what to evaluate it on")
+    # Policies that were saved before tasks named their goal have the standard one.
+    goal: dict[str, Any] = {}
+    if task.get("goal_pose") is not None:
+        goal["goal_pose"] = tuple(task["goal_pose"])
 
-    def make(record: bool) -> gym.Env:
-        return gym.make(
+    def make(n_worlds: int, record: bool) -> VectorEnv:
+        return gym.make_vec(
             task["env_id"],
+            num_envs=n_worlds,
             obs_type=task["obs_type"],
             legacy=task["legacy"],
             max_episode_steps=task["max_steps"],
             render_mode="rgb_array" if record else None,
-            disable_env_checker=True,
+            **goal,
         )
 
     return make
@@ -95,8 +101,9 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Run the episodes and return what ``eval.json`` holds; with ``output_dir`` write it, the videos and the strip.
 
-    Returns a dictionary with ``metrics`` (see ``summarize``), ``definitions``, ``settings``, ``episodes`` and, where
-    written, the paths of ``videos`` and ``film_strip`` relative to ``output_dir``.
+    Returns a dictionary with ``metrics`` (see ``summarize``), ``definitions``, ``settings``, ``seconds`` (wall clock,
+    in the policy and in the simulator), ``episodes`` and, where written, the paths of ``videos`` and ``film_strip``
+    relative to ``output_dir``.
     """
     precision = resolve_precision(config.mixed_precision, str(policy.device))
     make_env = environment_factory(policy)
@@ -108,7 +115,7 @@ def evaluate_policy(
         bar.update(steps - bar.n)
         bar.set_postfix(finished=f"{finished}/{config.n_episodes}", refresh=False)
 
-    episodes, recordings = rollout(
+    result = rollout(
         policy,
         make_env,
         config.seeds,
@@ -128,13 +135,14 @@ def evaluate_policy(
         "weights": "exponential moving average",
     }
     report: dict[str, Any] = {
-        "metrics": summarize(episodes),
+        "metrics": summarize(result.episodes),
         "definitions": DEFINITIONS,
         "settings": settings,
-        "episodes": [asdict(episode) for episode in episodes],
+        "seconds": {"policy": result.policy_seconds, "simulator": result.simulator_seconds},
+        "episodes": [asdict(episode) for episode in result.episodes],
     }
     if output_dir is not None:
-        report.update(_write_media(recordings, output_dir))
+        report.update(_write_media(result.recordings, output_dir))
         write_json(output_dir / "eval.json", report)
     return report
 

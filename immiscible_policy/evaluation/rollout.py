@@ -1,13 +1,15 @@
-"""Rollouts of a policy: many episodes at once, batched inference, receding horizon."""
+"""Rollouts of a policy: many episodes at once, in one vector environment, with batched inference."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
+from immiscible_policy.data.windows import flat_observation
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.training.precision import autocast
 
@@ -29,43 +31,6 @@ class Episode:
     length: int
 
 
-@dataclass
-class _Running:
-    """An episode in progress."""
-
-    env: gym.Env
-    seed: int
-    history: list[np.ndarray]
-    noise: np.random.Generator
-    record: bool
-    rewards: list[float] = field(default_factory=list)
-    coverages: list[float] = field(default_factory=list)
-    success: bool = False
-    frames: list[np.ndarray] = field(default_factory=list)
-    done: bool = False
-
-    def step(self, action: np.ndarray) -> None:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.history.append(np.asarray(observation, np.float32))
-        del self.history[0]
-        self.rewards.append(float(reward))
-        self.coverages.append(float(info["coverage"]))
-        self.success = self.success or bool(info["is_success"])
-        self.done = terminated or truncated
-        if self.record:
-            self.frames.append(np.asarray(self.env.render()))
-
-    def result(self) -> Episode:
-        return Episode(
-            seed=self.seed,
-            max_reward=max(self.rewards),
-            max_coverage=max(self.coverages),
-            final_coverage=self.coverages[-1],
-            success=self.success,
-            length=len(self.rewards),
-        )
-
-
 @dataclass(frozen=True)
 class Recording:
     """Frames (H, W, 3) uint8 of an episode, one a step and the first before it, and the coverage at each."""
@@ -75,9 +40,84 @@ class Recording:
     coverages: list[float]
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """Episodes in the order of their seeds, recordings in that of the recorded seeds, and where the seconds went."""
+
+    episodes: list[Episode]
+    recordings: list[Recording]
+    policy_seconds: float
+    simulator_seconds: float
+
+
+class _Episodes:
+    """What has happened so far in each of the environment's worlds."""
+
+    def __init__(
+        self, policy: DiffusionPolicy, env: VectorEnv, seeds: Sequence[int], record_seeds: Sequence[int]
+    ) -> None:
+        self.env, self.seeds = env, list(seeds)
+        observation, info = env.reset(seed=self.seeds)  # type: ignore[arg-type]
+        first = flat_observation(observation)
+        if first.shape[1:] != (policy.observation_dim,):
+            raise ValueError(
+                f"the environment's observation has shape {first.shape[1:]}, the policy was trained on "
+                f"({policy.observation_dim},): use the policy's own observation type"
+            )
+        self.history = np.repeat(first[:, None], policy.n_obs_steps, axis=1)
+        self.done = np.zeros(len(seeds), bool)
+        self.success = np.zeros(len(seeds), bool)
+        self.max_reward = np.full(len(seeds), -np.inf)
+        self.max_coverage = np.full(len(seeds), -np.inf)
+        self.final_coverage = np.zeros(len(seeds))
+        self.length = np.zeros(len(seeds), np.int64)
+        self.recorded = [self.seeds.index(seed) for seed in record_seeds]
+        self.coverages = {index: [float(info["coverage"][index])] for index in self.recorded}
+        self.frames: dict[int, list[np.ndarray]] = {index: [] for index in self.recorded}
+        self._record()
+
+    def step(self, actions: np.ndarray) -> None:
+        """One step of all worlds; those that are done are not looked at."""
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        running = ~self.done
+        self.history = np.concatenate([self.history[:, 1:], flat_observation(observation)[:, None]], axis=1)
+        self.length[running] += 1
+        self.max_reward[running] = np.maximum(self.max_reward, reward)[running]
+        self.max_coverage[running] = np.maximum(self.max_coverage, info["coverage"])[running]
+        self.final_coverage[running] = info["coverage"][running]
+        self.success |= running & info["is_success"]
+        for index in self.recorded:
+            if running[index]:
+                self.coverages[index].append(float(info["coverage"][index]))
+        self._record()
+        self.done |= terminated | truncated
+
+    def _record(self) -> None:
+        indices = [index for index in self.recorded if not self.done[index]]
+        if indices:
+            # Gymnasium's own vector environments can only draw all of their worlds.
+            frames: Any = self.env.render(indices)  # type: ignore[call-arg]
+            for index, frame in zip(indices, frames, strict=True):
+                self.frames[index].append(np.asarray(frame))
+
+    def results(self) -> tuple[list[Episode], list[Recording]]:
+        episodes = [
+            Episode(
+                seed=seed,
+                max_reward=float(self.max_reward[index]),
+                max_coverage=float(self.max_coverage[index]),
+                final_coverage=float(self.final_coverage[index]),
+                success=bool(self.success[index]),
+                length=int(self.length[index]),
+            )
+            for index, seed in enumerate(self.seeds)
+        ]
+        return episodes, [Recording(self.seeds[i], self.frames[i], self.coverages[i]) for i in self.recorded]
+
+
 def rollout(
     policy: DiffusionPolicy,
-    make_env: Callable[[bool], gym.Env],
+    make_env: Callable[[int, bool], VectorEnv],
     seeds: Sequence[int],
     *,
     num_inference_steps: int | None = None,
@@ -85,7 +125,7 @@ def rollout(
     record_seeds: Sequence[int] = (),
     precision: str = "fp32",
     on_step: Callable[[int, int], Any] | None = None,
-) -> tuple[list[Episode], list[Recording]]:
+) -> Rollout:
     """Run one episode for each seed, all at once, until every one has terminated or been truncated.
 
     The policy predicts a chunk of ``n_action_steps`` actions for all unfinished episodes in one batch; they are
@@ -95,49 +135,56 @@ def rollout(
 
     Args:
         policy: in evaluation mode, on any device.
-        make_env: record -> a fresh environment; ``record`` asks for one that renders.
+        make_env: (number of worlds, record) -> a fresh vector environment that resets finished worlds by itself;
+            ``record`` asks for one that renders.
         seeds: initial states, passed to ``env.reset(seed=...)``.
         num_inference_steps: network calls for a chunk; default the policy's.
         noise_seed: of the policy's noise.
         record_seeds: those of ``seeds`` to record.
         precision: fp32, bf16 or fp16 for the network.
-        on_step: called with (finished episodes, largest number of steps made) after every chunk.
-
-    Returns:
-        Episodes in the order of ``seeds``, and recordings in the order of ``record_seeds``.
+        on_step: called with (finished episodes, steps made) after every chunk.
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one initial state")
-    running = [_start(policy, make_env(seed in record_seeds), seed, noise_seed, seed in record_seeds) for seed in seeds]
+    env = make_env(len(seeds), bool(record_seeds))
+    try:
+        return _rollout(policy, env, seeds, num_inference_steps, noise_seed, record_seeds, precision, on_step)
+    finally:
+        env.close()
+
+
+def _rollout(
+    policy: DiffusionPolicy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    num_inference_steps: int | None,
+    noise_seed: int,
+    record_seeds: Sequence[int],
+    precision: str,
+    on_step: Callable[[int, int], Any] | None,
+) -> Rollout:
+    episodes = _Episodes(policy, env, seeds, record_seeds)
+    streams = [np.random.default_rng([noise_seed, seed]) for seed in seeds]
     generator = torch.Generator(policy.device).manual_seed(noise_seed)
     shape = (policy.horizon, policy.action_dim)
-    while active := [episode for episode in running if not episode.done]:
-        observation = torch.from_numpy(np.stack([np.stack(e.history) for e in active])).to(policy.device)
-        noise = torch.from_numpy(np.stack([e.noise.standard_normal(shape, np.float32) for e in active]))
+    policy_seconds = simulator_seconds = 0.0
+    while not episodes.done.all():
+        started = time.perf_counter()
+        active = np.flatnonzero(~episodes.done)
+        observation = torch.from_numpy(episodes.history[active]).to(policy.device)
+        noise = torch.from_numpy(np.stack([streams[i].standard_normal(shape, np.float32) for i in active]))
         with autocast(precision, str(policy.device)):
-            actions = policy.predict_action(observation, generator, num_inference_steps, noise.to(policy.device))
-        for episode, chunk in zip(active, actions.float().cpu().numpy(), strict=True):
-            for action in chunk:
-                episode.step(action)
-                if episode.done:
-                    break
+            chunk = policy.predict_action(observation, generator, num_inference_steps, noise.to(policy.device))
+        # Nobody looks at what worlds do that are done.
+        actions = np.zeros((len(seeds), *chunk.shape[1:]), np.float32)
+        actions[active] = chunk.float().cpu().numpy()
+        predicted = time.perf_counter()
+        for step in range(actions.shape[1]):
+            episodes.step(actions[:, step])
+            if episodes.done.all():
+                break
+        policy_seconds += predicted - started
+        simulator_seconds += time.perf_counter() - predicted
         if on_step is not None:
-            on_step(sum(e.done for e in running), max(len(e.rewards) for e in running))
-    for episode in running:
-        episode.env.close()
-    recorded = {e.seed: Recording(e.seed, e.frames, [e.coverages[0], *e.coverages]) for e in running if e.record}
-    return [episode.result() for episode in running], [recorded[seed] for seed in record_seeds]
-
-
-def _start(policy: DiffusionPolicy, env: gym.Env, seed: int, noise_seed: int, record: bool) -> _Running:
-    observation, _ = env.reset(seed=seed)
-    first = np.asarray(observation, np.float32)
-    if first.shape != (policy.observation_dim,):
-        raise ValueError(
-            f"the environment's observation has shape {first.shape}, the policy was trained on "
-            f"({policy.observation_dim},): use the policy's own observation type"
-        )
-    episode = _Running(env, seed, [first] * policy.n_obs_steps, np.random.default_rng([noise_seed, seed]), record)
-    if record:
-        episode.frames.append(np.asarray(env.render()))
-    return episode
+            on_step(int(episodes.done.sum()), int(episodes.length.max()))
+    return Rollout(*episodes.results(), policy_seconds, simulator_seconds)

@@ -228,7 +228,9 @@ def test_keypoint_observation_is_keypoints_then_agent():
 
 
 def test_observations_that_cannot_be_made():
-    with pytest.raises(ValueError, match="obs_type must be one of state, keypoints, got 'pixels'"):
+    with pytest.raises(
+        ValueError, match="obs_type must be one of state, keypoints, environment_state_agent_pos, got 'pixels'"
+    ):
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "pixels")
     with pytest.raises(DataError, match=r"array 'keypoint' was not loaded from made-up; loaded: \['state'\]"):
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "keypoints")

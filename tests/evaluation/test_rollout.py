@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from immiscible_policy.evaluation.rollout import rollout
@@ -23,7 +24,7 @@ class Track(gym.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         self.position = float(seed or 0)
-        return np.array([self.position]), {}
+        return np.array([self.position]), {"coverage": self.position / 10}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.position += float(action[0])
@@ -60,13 +61,21 @@ class Constant(DiffusionPolicy):
         return torch.ones(len(observation), 2, 1)
 
 
-def make_env(record: bool) -> gym.Env:
-    return gym.wrappers.TimeLimit(Track(), 5)
+class Tracks(SyncVectorEnv):
+    """Draws the worlds that are asked for."""
+
+    def render(self, indices: list[int]) -> Any:  # type: ignore[override]
+        return [self.envs[index].render() for index in indices]
+
+
+def make_env(n_worlds: int, record: bool) -> SyncVectorEnv:
+    return Tracks([lambda: gym.wrappers.TimeLimit(Track(), 5)] * n_worlds)
 
 
 def test_outcomes_lengths_and_receding_horizon() -> None:
     policy, Track.closed = Constant(), 0
-    episodes, recordings = rollout(policy, make_env, [8, 0, 6], record_seeds=[6])
+    result = rollout(policy, make_env, [8, 0, 6], record_seeds=[6])
+    episodes, recordings = result.episodes, result.recordings
     by_seed = {episode.seed: episode for episode in episodes}
     assert [episode.seed for episode in episodes] == [8, 0, 6]
     assert (by_seed[8].length, by_seed[8].success, by_seed[8].max_reward) == (2, True, 1.0)
@@ -79,6 +88,8 @@ def test_outcomes_lengths_and_receding_horizon() -> None:
     assert policy.seen[0][:, :, 0].tolist() == [[8, 8], [0, 0], [6, 6]]
     assert policy.seen[1][:, :, 0].tolist() == [[1, 2], [7, 8]]
     assert Track.closed == 3
+    assert result.policy_seconds > 0
+    assert result.simulator_seconds > 0
     assert len(recordings) == 1
     assert [int(frame[0, 0, 0]) for frame in recordings[0].frames] == [6, 7, 8, 9, 10]
     assert len(recordings[0].coverages) == len(recordings[0].frames)

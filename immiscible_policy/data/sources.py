@@ -1,0 +1,53 @@
+"""Where the demonstrations of a training run come from: a given path, the human set, or the demonstrator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from immiscible_policy.data.generate import generate_demonstrations
+from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
+from immiscible_policy.data.replay import ReplayData, load_replay
+
+
+@dataclass(frozen=True)
+class DemonstratorSet:
+    """Generated demonstrations: the first `n_episodes` of `seed`, kept at `path`."""
+
+    path: str
+    n_episodes: int = 200
+    seed: int = 0
+
+
+def locate_demonstrations(
+    path: str | None,
+    human: str | None,
+    demonstrator: DemonstratorSet | None,
+    announce: Callable[[str], None] = print,
+) -> tuple[Path, int | None]:
+    """The folder to read, and how many of its first episodes to use (None: all).
+
+    `path`, where given, is taken; else the human demonstrations, if they are at `human`; else the demonstrator's, which
+    are made now where they are not there. `announce` is told in one line which, unless a path was given.
+
+    Raises:
+        ValueError: none of the three is given. DataError: see `generate_demonstrations`.
+    """
+    if path is not None:
+        return Path(path).expanduser(), None
+    if human is not None and Path(human).expanduser().exists():
+        announce(f"demonstrations: the human ones at {human}")
+        return Path(human).expanduser(), None
+    if demonstrator is None:
+        raise ValueError("dataset: give a path, the human demonstrations or the demonstrator's")
+    instead = "" if human is None else f" (no human ones at {human}: scripts/download_pusht.py gets them)"
+    announce(f"demonstrations: {demonstrator.n_episodes} of the demonstrator at {demonstrator.path}{instead}")
+    generated = generate_demonstrations(demonstrator.path, demonstrator.n_episodes, demonstrator.seed)
+    return generated, demonstrator.n_episodes
+
+
+def load_demonstrations(path: Path, arrays: tuple[str, ...], n_episodes: int | None = None) -> ReplayData:
+    """A replay store, or a LeRobot data set of which everything is read; only its first `n_episodes`, where given."""
+    replay = load_lerobot(path) if is_lerobot(path) else load_replay(path, arrays)
+    return replay if n_episodes is None else replay.first(n_episodes)
