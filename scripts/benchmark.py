@@ -13,14 +13,15 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own start and stop otherwise
 
+import benchmark_environment
 import torch
+from benchmark_timing import interleaved, ratio, seconds_per_call, spread
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -34,10 +35,9 @@ PUBLISHED = "published form"
 KNN_SIZES = ["256,3072,8", "1024,3072,8", "256,4096,64", "256,32,2"]
 ASSIGNMENT_SIZES = ["64,32", "256,32", "256,3072", "1024,3072"]
 POLICY_BATCH, OBSERVATION_DIM, ACTION_DIM = 64, 20, 2
-SHORTEST_TIMING_S = 2e-3
 LARGEST_PUBLISHED_ASSIGNMENT_BYTES = 2**30
 
-EPILOG = """\
+EPILOG = f"""\
 what is compared
   KNN         ours: one Gaussian draw and k scalar pairs, exact in law for any k.
               published form: draw (B, k, D) noise, fp16 differences and norms, argmin, gather.
@@ -48,17 +48,20 @@ what is compared
   policy      ours: a training step (loss, backward, AdamW) of the default policy, in the precision that it chooses.
               published form: the same network with the library's convolutions in fp32 and Mish.
               Couplings at the policy's batch are given as shares of our step.
-
+{benchmark_environment.COMPARED}
 how to read the table
   time        median over the rounds
   vs ours     time of the published form over ours (above 1: ours is faster), median [quartiles]
   vs randn    time over that of the one draw
   memory      peak of what the call allocates, its result included; 1.0 BD is one float32 (B, D) tensor
+  steps/s     steps of one world a second, median over the rounds [quartiles]
+  over gym-pusht  time that gym-pusht takes for a step over that of the row (above 1: the row is faster)
 
 examples
-  python scripts/benchmark.py                                  everything, about two minutes
+  python scripts/benchmark.py                                  everything, about two and a half minutes
   python scripts/benchmark.py --only coupling --rounds 31      steadier numbers
   python scripts/benchmark.py --only policy                    the policy's training step
+  python scripts/benchmark.py --only environment --gym-pusht-python gym-pusht/bin/python
   python scripts/benchmark.py --knn-sizes 64,32,2 --assignment-sizes 64,32 --output benchmark.json
 """
 
@@ -66,25 +69,9 @@ examples
 # --- measuring -------------------------------------------------------------------------------------
 
 
-def interleaved(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one entry a round; short calls are repeated within a round."""
-    repeats = {}
-    for name, call in contenders.items():
-        call()
-        start = time.perf_counter()
-        call()
-        elapsed = time.perf_counter() - start
-        repeats[name] = max(1, round(SHORTEST_TIMING_S / max(elapsed, 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            # Untimed: the first call pays for the memory and caches that its predecessor took away.
-            call()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return times
+def call_times(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of each contender, one entry a round."""
+    return interleaved({name: seconds_per_call(call) for name, call in contenders.items()}, rounds)
 
 
 def peak_memory(call: Callable[[], object]) -> int:
@@ -102,13 +89,6 @@ def peak_memory(call: Callable[[], object]) -> int:
         held += int(event["args"]["Bytes"])
         peak = max(peak, held)
     return peak
-
-
-def ratio(times: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """Median and quartiles over the rounds of time(slow) / time(fast)."""
-    ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
 # --- section: coupling -----------------------------------------------------------------------------
@@ -135,7 +115,7 @@ def compare(
     case: str, contenders: Contenders, entries: int, rounds: int, pairs: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Measure and print contenders; ``pairs`` maps a contender to the one of ours it is held against."""
-    times = interleaved(contenders, rounds)
+    times = call_times(contenders, rounds)
     rows = []
     for name, call in contenders.items():
         peak = peak_memory(call)
@@ -157,7 +137,7 @@ def compare(
 
 def format_row(row: dict[str, Any]) -> str:
     ours = row.get("time_over_ours")
-    against = "" if ours is None else "{median:.2f} [{lower_quartile:.2f}, {upper_quartile:.2f}]".format(**ours)
+    against = "" if ours is None else spread(ours)
     return (
         f"{row['case']:<20} {row['contender']:<22} {1e3 * row['median_s']:>9.3f} ms {against:>22} "
         f"{row['time_over_randn']['median']:>9.2f} {row['peak_bytes'] / 2**20:>9.2f} MiB "
@@ -229,14 +209,13 @@ def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "coupling knn k=2": lambda: KNN(2)(actions),
         "coupling assignment": lambda: LinearAssignment()(actions),
     }
-    times = interleaved(contenders, arguments.rounds)
+    times = call_times(contenders, arguments.rounds)
     rows = []
     print(f"{f'policy, batch {POLICY_BATCH}':<22} {'time':>12} {'over our step':>30}")
     for name in contenders:
         share = ratio(times, name, ours)
         rows.append({"contender": name, "median_s": statistics.median(times[name]), "time_over_ours": share})
-        text = "{median:.4f} [{lower_quartile:.4f}, {upper_quartile:.4f}]".format(**share)
-        print(f"{name:<22} {1e3 * statistics.median(times[name]):>9.3f} ms {text:>30}")
+        print(f"{name:<22} {1e3 * statistics.median(times[name]):>9.3f} ms {spread(share, '.4f'):>30}")
     print()
     return rows
 
@@ -244,6 +223,7 @@ def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "coupling": coupling_section,
     "policy": policy_section,
+    "environment": benchmark_environment.environment_section,
 }
 
 
@@ -269,7 +249,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=sorted(SECTIONS), help="run one section (default: all)")
     parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds (default: 11)")
     parser.add_argument("--threads", type=int, default=1, help="torch CPU threads (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, noise and actions (default: 0)")
     parser.add_argument(
         "--knn-sizes", nargs="*", type=sizes(3), metavar="B,D,K", default=[sizes(3)(s) for s in KNN_SIZES]
     )
@@ -280,10 +260,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="B,D",
         default=[sizes(2)(s) for s in ASSIGNMENT_SIZES],
     )
+    benchmark_environment.add_options(parser)
     parser.add_argument("--output", type=Path, help="also write all numbers to this JSON file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error(f"--rounds and --threads must be >= 1, got {arguments.rounds} and {arguments.threads}")
+    if arguments.seed < 0:
+        parser.error(f"--seed must be >= 0, got {arguments.seed}")
     if arguments.output is not None and not arguments.output.resolve().parent.is_dir():
         parser.error(f"--output: the folder {arguments.output.resolve().parent} does not exist")
     return arguments
@@ -296,7 +279,11 @@ def main(argv: list[str] | None = None) -> int:
     threads = f"{arguments.threads} of {os.cpu_count()} CPU threads"
     print(f"torch {torch.__version__}, {threads}, {platform.machine()}\n")
     chosen = [arguments.only] if arguments.only else list(SECTIONS)
-    results = {name: SECTIONS[name](arguments) for name in chosen}
+    try:
+        results = {name: SECTIONS[name](arguments) for name in chosen}
+    except benchmark_environment.GymPushtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if arguments.output is not None:
         report = {
             "torch": torch.__version__,

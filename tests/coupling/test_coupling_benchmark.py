@@ -20,7 +20,10 @@ SCRIPT = ROOT / "scripts" / "benchmark.py"
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # As when it is run: the sections' own modules lie beside the script.
+        patch.syspath_prepend(SCRIPT.parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -107,6 +110,7 @@ def test_script_prints_a_table_and_writes_json(benchmark, tmp_path, capsys):
         (["--assignment-sizes", "8,0"], "expected 2 positive integers"),
         (["--only", "nothing"], "invalid choice"),
         (["--rounds", "0"], "must be >= 1"),
+        (["--seed", "-1"], "must be >= 0"),
         (["--output", "no/such/folder/x.json"], "does not exist"),
     ],
 )
