@@ -46,7 +46,9 @@ class PolicyData:
 def load_data(cfg: DictConfig) -> PolicyData:
     """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them."""
     dataset = cfg.dataset
-    generated = None if dataset.demonstrator is None else DemonstratorSet(**_plain(dataset.demonstrator))
+    generated = None
+    if dataset.demonstrator is not None:
+        generated = DemonstratorSet(**_plain(dataset.demonstrator), goal_pose=tuple(cfg.task.goal_pose))
     needed = ("action", "state", "keypoint") if cfg.task.obs_type == "keypoints" else ("action", "state")
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()

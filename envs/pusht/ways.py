@@ -15,9 +15,9 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Between the agent and the block on the way.
-CLEARANCE = 4.0
+CLEARANCE = 12.0
 # Between them where a push begins.
-RUN_UP = 6.0
+RUN_UP = 13.0
 # Distance of neighbouring contact points along the outline.
 CONTACT_SPACING = 2.0
 

@@ -3,10 +3,14 @@
 import math
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from itertools import count
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from envs.pusht.geometry import GOAL_POSE, Pose
 from envs.pusht.keypoints import BLOCK_KEYPOINTS
 from envs.pusht.physics import World
 from envs.pusht.pixels import PixelObserver
-from envs.pusht.task import initial_state
+from envs.pusht.task import checked_row, initial_state, wrapped
 from envs.pusht.vertices import points_in_world
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import ReplayWriter, read_attributes
@@ -56,84 +60,117 @@ def generate_demonstrations(
 
     Raises:
         ValueError: an argument out of range.
-        DataError: what is at `path` was made otherwise.
+        DataError: what is at `path` was made otherwise, or the demonstrator does not reach the goal.
+        OSError: the store cannot be written, or a worker was killed; what was stored before is still there.
     """
-    for name, value, least in (("n_episodes", n_episodes, 1), ("seed", seed, 0), ("processes", processes or 1, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {least}")
+    least = {"n_episodes": (n_episodes, 1), "seed": (seed, 0), "processes": (1 if processes is None else processes, 1)}
+    for name, (value, bound) in least.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {bound}")
+    x, y, angle = checked_row("goal_pose", goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
     path = Path(path).expanduser()
-    attributes = _attributes(seed, images, goal_pose)
-    _check_made_alike(path, attributes)
+    attributes = _attributes(seed, images, (x, y, angle))
+    # Without a writer: another process may be extending what is long enough here.
+    if _episodes_there(path, attributes) < n_episodes:
+        with _alone(path):
+            _extend(path, attributes, n_episodes, _Attempts(seed, (x, y, angle), processes), progress)
+    return path
+
+
+def _extend(path: Path, attributes: dict[str, Any], n_episodes: int, attempts: "_Attempts", progress: bool) -> None:
+    """Appends to the store until it holds `n_episodes`."""
+    solved, goal_pose = _episodes_there(path, attributes), attempts.goal_pose
+    made = _attempts_made(path, attempts.seed) if solved else 0
+    if solved >= n_episodes:
+        return
     writer = ReplayWriter(path, attributes)
-    first = _attempts_made(path, seed) if writer.n_episodes else 0
-    if writer.n_episodes >= n_episodes:
-        return path
-    observer = PixelObserver(goal_pose=goal_pose) if images else None
+    observer = PixelObserver(goal_pose=goal_pose) if attributes["images"] else None
     with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=n_episodes, initial=writer.n_episodes, desc="demonstrate", unit="episode", disable=not progress)
-        )
-        attempts, solved = first, writer.n_episodes
-        for demonstration in stack.enter_context(_Attempts(seed, first, goal_pose, processes)):
-            attempts += 1
-            if demonstration.solved:
+        bar = tqdm(total=n_episodes, initial=solved, desc="demonstrate", unit="episode", disable=not progress)
+        stack.enter_context(bar)
+        for demonstration in stack.enter_context(attempts.since(made)):
+            made += 1
+            # Where the block starts at its goal there is nothing to show.
+            if demonstration.solved and len(demonstration.actions):
                 writer.append(_arrays(demonstration, observer))
                 solved += 1
                 bar.update()
-            bar.set_postfix(solved=f"{solved / attempts:.0%}", refresh=False)
+            bar.set_postfix(solved=f"{solved / made:.0%}", refresh=False)
             if solved == n_episodes:
-                return path
-            if attempts - solved > max(10, LARGEST_SHARE_UNSOLVED * attempts):
+                return
+            if made - solved > max(10, LARGEST_SHARE_UNSOLVED * made):
                 raise DataError(
-                    f"the demonstrator solved {solved} of {attempts} initial states for goal_pose={goal_pose}: "
+                    f"the demonstrator solved {solved} of {made} initial states for goal_pose={goal_pose}: "
                     "is the goal within reach?"
                 )
-    raise AssertionError("attempts do not end")
 
 
 class _Attempts:
-    """Demonstrations number first, first + 1, ... in this order, from worker processes."""
+    """Demonstrations from the initial states of a seed, made in worker processes.
 
-    def __init__(self, seed: int, first: int, goal_pose: Pose, processes: int | None) -> None:
-        self._jobs = ((seed, number, goal_pose) for number in _count(first))
-        self._processes = processes or os.cpu_count() or 1
+    Args:
+        seed, goal_pose: see `generate_demonstrations`.
+        processes: workers; None for as many as there are cores.
+    """
 
-    def __enter__(self) -> Iterator[Demonstration]:
+    def __init__(self, seed: int, goal_pose: Pose, processes: int | None) -> None:
+        self.seed, self.goal_pose, self._processes = seed, goal_pose, processes or _cores()
+
+    @contextmanager
+    def since(self, first: int) -> Iterator[Iterator[Demonstration]]:
+        """Those number first, first + 1, ... without end, in this order."""
+        jobs = ((self.seed, number, self.goal_pose) for number in count(first))
         if self._processes == 1:
-            self._pool = None
-            return (_attempt(*job) for job in self._jobs)
-        # Forked workers start at once; where there is no fork they import everything first.
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        self._pool = multiprocessing.get_context(method).Pool(self._processes)
-        return self._ahead()
+            yield (_attempt(*job) for job in jobs)
+            return
+        # Forked workers start at once. Elsewhere than on Linux, system libraries do not survive a fork.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        others = _children()
+        pool = context.Pool(self._processes, _start_worker)
+        try:
+            yield self._ahead(pool, jobs, _children() - others)
+        finally:
+            pool.terminate()
+            pool.join()
 
-    def _ahead(self) -> Iterator[Demonstration]:
-        """As `Pool.imap`, which would take up endless jobs all at once."""
-        assert self._pool is not None
-        waiting = [self._pool.apply_async(_attempt, next(self._jobs)) for _ in range(3 * self._processes)]
+    def _ahead(self, pool: Pool, jobs: Iterator[tuple[int, int, Pose]], workers: set[int]) -> Iterator[Demonstration]:
+        """As `Pool.imap`, which would take up endless jobs all at once, and wait forever for a worker that is dead."""
+        waiting = [pool.apply_async(_attempt, next(jobs)) for _ in range(3 * self._processes)]
         while True:
-            yield waiting.pop(0).get()
-            waiting.append(self._pool.apply_async(_attempt, next(self._jobs)))
+            result = waiting.pop(0)
+            while not result.ready():
+                result.wait(0.5)
+                if not workers <= _children():
+                    raise ChildProcessError("a worker process was killed (out of memory?): use fewer processes")
+            yield result.get()
+            waiting.append(pool.apply_async(_attempt, next(jobs)))
 
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _count(first: int) -> Iterator[int]:
-    while True:
-        yield first
-        first += 1
+def _children() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed cannot.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(seed: int, number: int, goal_pose: Pose) -> Demonstration:
-    return _demonstrator(goal_pose).demonstrate(initial_state(_state_seed(seed, number)), legacy=True)
-
-
-@cache
-def _demonstrator(goal_pose: Pose) -> Demonstrator:
-    return Demonstrator(goal_pose=goal_pose)
+    # A new one each time: the worlds in which it plans remember, in the last digits, what was planned in them before.
+    return Demonstrator(goal_pose=goal_pose).demonstrate(initial_state(_state_seed(seed, number)), legacy=True)
 
 
 def _state_seed(seed: int, number: int) -> int:
@@ -142,8 +179,10 @@ def _state_seed(seed: int, number: int) -> int:
 
 def _arrays(demonstration: Demonstration, observer: PixelObserver | None) -> dict[str, np.ndarray]:
     states = demonstration.states
+    # As the environment observes it.
+    observed = np.column_stack([states[:, :4], wrapped(states[:, 4])])
     arrays: dict[str, np.ndarray] = {
-        "state": states.astype(np.float32),
+        "state": observed.astype(np.float32),
         "action": demonstration.actions.astype(np.float32),
         "keypoint": points_in_world(BLOCK_KEYPOINTS, states[:, 2:]).astype(np.float32),
         "n_contacts": demonstration.n_contacts[:, None].astype(np.float32),
@@ -165,9 +204,10 @@ def _attributes(seed: int, images: bool, goal_pose: Pose) -> dict[str, Any]:
     }
 
 
-def _check_made_alike(path: Path, attributes: dict[str, Any]) -> None:
+def _episodes_there(path: Path, attributes: dict[str, Any]) -> int:
+    """How many episodes there are at `path`; DataError if they were made otherwise."""
     if not path.exists():
-        return
+        return 0
     found = read_attributes(path)
     differing = [name for name, value in attributes.items() if found.get(name) != value]
     if differing:
@@ -176,6 +216,7 @@ def _check_made_alike(path: Path, attributes: dict[str, Any]) -> None:
             f"{path} holds demonstrations made otherwise ({name} is {found.get(name)!r} there, {attributes[name]!r} is "
             "asked for): choose another path, or remove it"
         )
+    return load_replay(path, ()).n_episodes
 
 
 def _attempts_made(path: Path, seed: int) -> int:
@@ -187,9 +228,41 @@ def _attempts_made(path: Path, seed: int) -> int:
         while True:
             world.place(initial_state(_state_seed(seed, number)).tolist(), position_first=True)
             number += 1
-            there = (*world.agent.position, *world.block.position, world.block.angle)
+            there = (*world.agent.position, *world.block.position, float(wrapped(world.block.angle)))
             if math.dist(there, begin.tolist()) < 1e-2:
                 break
             if number > 10 * (replay.n_episodes + 10):
                 raise DataError(f"{path}: episode {episode} does not start at a state of seed {seed}")
     return number
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process writes to the store at `path`, and lets no other begin before the end.
+
+    The lock goes with the process that has it, however that ends.
+    """
+    if sys.platform == "win32":  # has no fcntl
+        yield
+        return
+    import fcntl
+
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that makes demonstrations at {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Who had it before has removed it: then this lock keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samefile(file.fileno(), lock):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink()
+        file.close()

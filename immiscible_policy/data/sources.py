@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data.generate import generate_demonstrations
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.replay import ReplayData, load_replay
@@ -13,11 +14,12 @@ from immiscible_policy.data.replay import ReplayData, load_replay
 
 @dataclass(frozen=True)
 class DemonstratorSet:
-    """Generated demonstrations: the first `n_episodes` of `seed`, kept at `path`."""
+    """Generated demonstrations: the first `n_episodes` of `seed`, kept at `path`, for a goal."""
 
     path: str
     n_episodes: int = 200
     seed: int = 0
+    goal_pose: Pose = GOAL_POSE
 
 
 def locate_demonstrations(
@@ -43,7 +45,9 @@ def locate_demonstrations(
         raise ValueError("dataset: give a path, the human demonstrations or the demonstrator's")
     instead = "" if human is None else f" (no human ones at {human}: scripts/download_pusht.py gets them)"
     announce(f"demonstrations: {demonstrator.n_episodes} of the demonstrator at {demonstrator.path}{instead}")
-    generated = generate_demonstrations(demonstrator.path, demonstrator.n_episodes, demonstrator.seed)
+    generated = generate_demonstrations(
+        demonstrator.path, demonstrator.n_episodes, demonstrator.seed, goal_pose=demonstrator.goal_pose
+    )
     return generated, demonstrator.n_episodes
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from immiscible_policy.data.replay import DataError, ReplayData, load_replay
-from immiscible_policy.data.windows import ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.data.windows import ActionWindows, flat_observation, observations_from_replay, split_episodes
 
 
 def numbered_windows(lengths, horizon, n_obs_steps, n_action_steps, **options):
@@ -234,3 +235,30 @@ def test_observations_that_cannot_be_made():
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "pixels")
     with pytest.raises(DataError, match=r"array 'keypoint' was not loaded from made-up; loaded: \['state'\]"):
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "keypoints")
+
+
+def test_vertices_observation_is_the_environments():
+    env = gymnasium.make("envs:immiscible/PushT-v0", obs_type="environment_state_agent_pos")
+    states = [[100.0, 200, 300, 250, 1.0], [50, 400, 200, 300, 0.1]]
+    seen = [env.reset(options={"state": state})[0] for state in states]
+    batched = {name: np.stack([observation[name] for observation in seen]) for name in seen[0]}
+    # Some laboratories record angles that count full turns.
+    turned = np.array(states) + [0, 0, 0, 0, -4 * np.pi]
+    observation = observations_from_replay(replay_with(state=turned), "environment_state_agent_pos")
+    assert observation.shape == (2, 18)
+    assert observation.dtype == np.float32
+    np.testing.assert_allclose(observation, flat_observation(batched), rtol=1e-6)
+    np.testing.assert_allclose(observation[:, 16:], [[100, 200], [50, 400]])
+
+
+def test_a_data_set_without_the_blocks_pose_says_so():
+    replay = replay_with(action=np.zeros((2, 2)), agent_pos=np.zeros((2, 2)))
+    with pytest.raises(DataError, match=r"array 'state' was not loaded .* holds no block pose"):
+        observations_from_replay(replay, "state")
+
+
+def test_the_first_episodes():
+    replay = ReplayData({"state": np.arange(10.0)[:, None]}, np.array([3, 7, 10]), Path("made-up"))
+    assert replay.first(2).arrays["state"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert replay.first(2).episode_ends.tolist() == [3, 7]
+    assert replay.first(9).n_episodes == 3

@@ -3,12 +3,20 @@
 import json
 from pathlib import Path
 
+import gymnasium
 import imageio.v3 as iio
 import pytest
 import torch
 
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, summarize, write_json
-from immiscible_policy.evaluation.rollout import Episode
+from envs.pusht.geometry import GOAL_POSE
+from immiscible_policy.evaluation.evaluate import (
+    EvaluationConfig,
+    environment_factory,
+    evaluate_policy,
+    summarize,
+    write_json,
+)
+from immiscible_policy.evaluation.rollout import Episode, rollout
 from immiscible_policy.policy import DiffusionPolicy
 
 TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "keypoints", "legacy": True, "max_steps": 24}
@@ -70,3 +78,31 @@ def test_wrong_settings_are_named(name: str, value: int) -> None:
 def test_not_a_number_becomes_null(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"low": float("nan"), "list": [1.0, float("nan")]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"low": None, "list": [1.0, None]}
+
+
+def test_the_goal_is_the_tasks() -> None:
+    elsewhere = small_policy(task={**TASK, "goal_pose": [356.0, 356.0, 0.5]})
+    assert environment_factory(elsewhere)(2, False).unwrapped.task.goal_pose == (356.0, 356.0, 0.5)
+    assert environment_factory(small_policy())(2, False).unwrapped.task.goal_pose == GOAL_POSE
+
+
+def test_many_worlds_and_one_by_one_give_the_same_episodes() -> None:
+    policy, seeds = small_policy(), [100000, 100001, 100002, 100003]
+    task = {name: TASK[name] for name in ("obs_type", "legacy")}
+
+    def one_by_one(n_worlds: int, record: bool) -> gymnasium.vector.VectorEnv:
+        return gymnasium.make_vec(
+            TASK["env_id"], num_envs=n_worlds, vectorization_mode="sync", max_episode_steps=TASK["max_steps"], **task
+        )
+
+    many = rollout(policy, environment_factory(policy), seeds).episodes
+    for episode, expected in zip(many, rollout(policy, one_by_one, seeds).episodes, strict=True):
+        assert episode.length == expected.length == 24
+        assert episode.final_coverage == pytest.approx(expected.final_coverage, abs=1e-6)
+        assert episode.max_reward == pytest.approx(expected.max_reward, abs=1e-6)
+
+
+def test_the_report_says_where_the_time_went() -> None:
+    report = evaluate_policy(small_policy(), EvaluationConfig(n_episodes=2, n_videos=0), progress=False)
+    assert report["seconds"]["policy"] > 0
+    assert report["seconds"]["simulator"] > 0
