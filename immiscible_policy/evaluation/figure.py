@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from immiscible_policy.evaluation.table import arm_names
+
 
 def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "max_coverage") -> None:
     """Plot the rollouts of runs (``table.load_runs``) against processor minutes of training, as a PNG.
 
-    A thin line a training seed and a thick one for their mean, in one colour a coupling. Processor time counts all
+    A thin line a training seed and a thick one for their mean, in one colour a coupling (and set of
+    demonstrations). Processor time counts all
     threads and leaves validation and rollouts out.
     """
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-    for run in runs:
+    for run, name in zip(runs, arm_names(runs), strict=True):
         if run["curve"]:
             minutes = np.array([point["cpu_seconds"] / 60 for point in run["curve"]])
-            curves[run["coupling"]].append((minutes, np.array([point[measure] for point in run["curve"]])))
+            curves[name].append((minutes, np.array([point[measure] for point in run["curve"]])))
     if not curves:
         raise ValueError(f"none of the {len(runs)} runs made rollouts while training, so there is nothing to plot")
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -12,11 +12,13 @@ import numpy as np
 
 from immiscible_policy.evaluation.statistics import (
     RULES,
+    bootstrap_mean,
     hierarchical_bootstrap_mean,
     paired_difference,
 )
 from immiscible_policy.training.metrics import read_metrics
 
+_KEPT = ("coupling", "seed", "demonstrations", "command", "versions", "training_seconds", "curve")
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
 
 
@@ -47,34 +49,52 @@ def _rollout_scores(line: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("rollout/"): value for name, value in line.items() if name.startswith("rollout/")}
 
 
-def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
-    """Means with 95% intervals for every coupling, and its paired difference from the baseline.
+def arm_names(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What each run is pooled under: its coupling, and its demonstrations where the runs have different ones."""
+    sets = [_demonstrations(run) for run in runs]
+    if len(set(sets)) == 1:
+        return [run["coupling"] for run in runs]
+    return [f"{run['coupling']}, {demonstrations}" for run, demonstrations in zip(runs, sets, strict=True)]
 
-    Runs may be compared only under the same evaluation settings and training steps, which is checked. Intervals
-    resample training seeds and episodes (``hierarchical_bootstrap_mean``), and are undefined for one training seed;
-    differences use the training seeds that both arms have.
+
+def _demonstrations(run: dict[str, Any]) -> str:
+    source = run.get("demonstrations")
+    return "demonstrations unknown" if source is None else f"{source['n_episodes']} of {Path(source['path']).name}"
+
+
+def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
+    """Means with 95% intervals for every coupling, and its paired difference from the baseline coupling.
+
+    Runs may be compared only under the same evaluation settings and training steps, which is checked. Runs on different
+    demonstrations stand in rows of their own; differences are between couplings on the same demonstrations. Intervals
+    resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one training seed, episodes only.
+    Differences use the training seeds that both arms have.
     """
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
             differing = sorted({json.dumps(run[key], sort_keys=True) for run in runs})
             raise ValueError(f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}")
     arms: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for run in runs:
-        if run["seed"] in arms[run["coupling"]]:
-            raise ValueError(f"two runs of {run['coupling']} with seed {run['seed']}: {run['folder']} is the second")
-        arms[run["coupling"]][run["seed"]] = run
+    for run, name in zip(runs, arm_names(runs), strict=True):
+        if run["seed"] in arms[name]:
+            raise ValueError(f"two runs of {name} with seed {run['seed']}: {run['folder']} is the second")
+        arms[name][run["seed"]] = run
     rows = []
-    for coupling in sorted(arms, key=lambda name: (name != baseline, name)):
-        row: dict[str, Any] = {"coupling": coupling, "seeds": sorted(arms[coupling])}
-        row["rollouts"] = {seed: arms[coupling][seed]["rollouts"] for seed in row["seeds"]}
+    for name in sorted(arms, key=lambda name: (not name.startswith(baseline), name)):
+        arm = arms[name]
+        coupling = next(iter(arm.values()))["coupling"]
+        row: dict[str, Any] = {"coupling": name, "seeds": sorted(arm)}
+        row["rollouts"] = {seed: arm[seed]["rollouts"] for seed in row["seeds"]}
+        other = arms.get(baseline + name.removeprefix(coupling), {})
         for measure in MEASURES:
-            values = _scores(arms[coupling], row["seeds"], measure)
-            row[measure] = asdict(hierarchical_bootstrap_mean(values))
+            values = _scores(arm, row["seeds"], measure)
+            one_seed = len(row["seeds"]) == 1
+            row[measure] = asdict(bootstrap_mean(values[0]) if one_seed else hierarchical_bootstrap_mean(values))
             row[f"{measure}_by_seed"] = values.mean(axis=1).tolist()
-            shared = sorted(set(arms[coupling]) & set(arms.get(baseline, {})))
+            shared = sorted(set(arm) & set(other))
             if coupling != baseline and shared:
                 difference = paired_difference(
-                    values[[row["seeds"].index(s) for s in shared]], _scores(arms[baseline], shared, measure)
+                    values[[row["seeds"].index(s) for s in shared]], _scores(other, shared, measure)
                 )
                 row[f"{measure}_difference"] = asdict(difference)
         rows.append(row)
@@ -84,10 +104,7 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
         "steps": runs[0]["steps"],
         "parameters": runs[0]["parameters"],
         "evaluation_settings": runs[0]["evaluation_settings"],
-        "runs": [
-            {key: run[key] for key in ("coupling", "seed", "command", "versions", "training_seconds", "curve")}
-            for run in runs
-        ],
+        "runs": [{key: run.get(key) for key in _KEPT} for run in runs],
     }
 
 
@@ -97,7 +114,8 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [
         f"{table['parameters'] / 1e6:.1f}M parameters, {table['steps']:,} steps; {settings['n_episodes']} episodes a "
         f"training seed from initial state {settings['seed_start']}, {settings['sampler']} "
-        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}; mean [95% interval].",
+        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}; mean [95% interval, with one "
+        "training seed over episodes only].",
         "",
         "| coupling | training seeds | max coverage | max reward (published score) | success | max coverage by seed "
         "| difference in max coverage |",

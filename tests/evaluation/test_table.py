@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from immiscible_policy.evaluation.figure import coverage_curves
+from immiscible_policy.evaluation.statistics import bootstrap_mean
 from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
 
 SETTINGS = {
@@ -93,9 +95,33 @@ def test_checkpoint_rules_stand_beside_their_meaning() -> None:
     assert "| `Independent()` | 55.0 (50.0, 60.0) | 65.0 (60.0, 70.0) | 75.0 (70.0, 80.0) |" in text
 
 
-def test_one_training_seed_has_no_interval() -> None:
-    assert "| 1 | " in markdown(coverage_table(RUNS[:1]))
-    assert "nan" not in markdown(coverage_table(RUNS[:1]))
+def test_the_interval_of_one_training_seed_is_over_its_episodes() -> None:
+    table = coverage_table(RUNS[:1])
+    values = [episode["max_coverage"] for episode in RUNS[0]["episodes"]]
+    assert table["rows"][0]["max_coverage"] == asdict(bootstrap_mean(values))
+    assert "nan" not in markdown(table)
+    assert "with one training seed over episodes only" in markdown(table)
+
+
+def test_runs_on_different_demonstrations_are_not_pooled() -> None:
+    def on(name: str, n_episodes: int) -> list[dict[str, Any]]:
+        source = {"path": f"data/{name}.zarr", "n_episodes": n_episodes, "n_steps": 10}
+        return [{**each, "demonstrations": source} for each in RUNS]
+
+    table = coverage_table([*on("human", 206), *on("generated", 200), *on("generated", 500)])
+    assert [row["coupling"] for row in table["rows"]] == [
+        "Independent(), 200 of generated.zarr",
+        "Independent(), 206 of human.zarr",
+        "Independent(), 500 of generated.zarr",
+        "KNN(k=2), 200 of generated.zarr",
+        "KNN(k=2), 206 of human.zarr",
+        "KNN(k=2), 500 of generated.zarr",
+    ]
+    # Differences are between couplings on the same demonstrations.
+    assert table["rows"][4]["max_coverage_difference"] == coverage_table(RUNS)["rows"][1]["max_coverage_difference"]
+    assert "max_coverage_difference" not in table["rows"][2]
+    assert table["runs"][0]["demonstrations"]["n_episodes"] == 206
+    assert [row["coupling"] for row in coverage_table(on("human", 206))["rows"]] == ["Independent()", "KNN(k=2)"]
 
 
 def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
