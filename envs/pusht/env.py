@@ -113,7 +113,6 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.action_space = self.task.action_space
         self.observation_space = self.task.observation_space
         self._observe: Callable[[], Observation] = getattr(self, f"_observe_{obs_type}")
-        self._target: tuple[float, float] | None = None
         self._renderer_cache: Renderer | None = None
         self._pixels_cache: PixelObserver | None = None
         self._window: Window | None = None
@@ -133,7 +132,6 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             state = (drawn_state(self.np_random) if seed is None else initial_state(seed)).tolist()
         self.world.place(state, position_first=self.legacy)
         self.world.settle()
-        self._target = None
         self.max_coverage = coverage = self.coverage()
         if self.render_mode == "human":
             self.render()
@@ -144,8 +142,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         Never truncates by itself: `gymnasium.make` adds the limit of 300 steps.
         """
-        self._target = target = _checked_action(action)
-        self.world.advance(*target)
+        self.world.advance(*_checked_action(action))
         coverage = self.coverage()
         self.max_coverage = max(self.max_coverage, coverage)
         if self.render_mode == "human":
@@ -170,7 +167,7 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             return None
         from envs.pusht.rendering import Window, resized
 
-        surface = self._renderer.draw(*self._pose(), target=self._target)
+        surface = self._renderer.draw(*self._pose(), target=self.world.target)
         if self.render_mode == "rgb_array":
             return resized(surface, *self.task.visualization_size)
         if self._window is None:
@@ -246,7 +243,7 @@ def _checked_action(action: ArrayLike) -> tuple[float, float]:
     """The action as two floats; scalar checks, because they run at every step."""
     try:
         x, y = map(float, action)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"action is {action!r}; allowed: two numbers, the target's x and y in pixels") from None
     if not (math.isfinite(x) and math.isfinite(y)):
         raise ValueError(f"action is {action!r}; allowed: finite numbers")

@@ -113,11 +113,12 @@ class World:
     """One agent, one block and the walls.
 
     Attributes: `space` (pymunk.Space), `agent` and `block` (pymunk.Body), `contact_points` (summed over the
-    physics steps of the last control step).
+    physics steps of the last control step), `target` (of the last control step, or None).
     """
 
     def __init__(self) -> None:
         self.contact_points = 0
+        self.target: Point | None = None
         self.space = make_space()
         add_walls(self.space)
         self.agent, agent_shapes = make_agent()
@@ -144,6 +145,7 @@ class World:
         agent, step, time_step = self.agent, self.space.step, geometry.TIME_STEP
         target_x = min(max(target_x, _LOWEST_TARGET), _HIGHEST_TARGET)
         target_y = min(max(target_y, _LOWEST_TARGET), _HIGHEST_TARGET)
+        self.target = (target_x, target_y)
         x, y = agent.position
         velocity_x, velocity_y = agent.velocity
         for _ in range(geometry.SUBSTEPS):

@@ -50,9 +50,9 @@ _PARKED = np.array([-100.0, -100.0, 256.0, 256.0, 0.0])
 class WorldStates(NamedTuple):
     """Everything that moves in N worlds, in pixels, radians and seconds, each in its own window.
 
-    Not part of it are what the engine remembers of contacts (impulses, and how fast it is pressing overlapping bodies
-    apart): bodies that touch when a state is taken may move on differently, by hundredths of a pixel, from where it is
-    set.
+    Not part of it is what the engine remembers of contacts: impulses, their order, and how fast it is pressing
+    overlapping bodies apart. From where a state is set, bodies that touch move on differently than from where it was
+    taken: by hundredths of a pixel mostly, by tens after they were pressed deep into each other.
     """
 
     agent_position: Floats  # (N, 2)

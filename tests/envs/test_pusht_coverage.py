@@ -7,11 +7,13 @@ import pymunk
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapely import MultiPolygon, Polygon
+from numpy.typing import NDArray
+from shapely import MultiPolygon, Polygon, area, intersection, polygons
 from shapely.affinity import rotate, translate
 
 from envs.pusht import geometry
-from envs.pusht.geometry import BAR, GOAL_POSE, OUTLINE, STEM, coverage, to_world
+from envs.pusht.geometry import BAR, GOAL_POSE, OUTLINE, STEM, coverage, coverage_batch, to_world
+from envs.pusht.vertices import points_in_world
 
 TOLERANCE = 1e-9
 GOAL = translate(
@@ -23,6 +25,49 @@ GOAL = translate(
 def reference(x: float, y: float, angle: float) -> float:
     block = MultiPolygon([Polygon(to_world(part, x, y, angle)) for part in (BAR, STEM)])
     return GOAL.intersection(block).area / GOAL.area
+
+
+def batch_reference(poses: NDArray[np.float64], goal_pose: geometry.Pose) -> NDArray[np.float64]:
+    goal, *blocks = polygons(points_in_world(OUTLINE, np.vstack([goal_pose, poses])))
+    return area(intersection(blocks, goal)) / area(goal)
+
+
+def poses_around(goal_pose: geometry.Pose) -> NDArray[np.float64]:
+    """3,700 poses: anywhere, far, nearly at the goal, turned by quarters, edges on edges."""
+    random = np.random.default_rng(2)
+    goal, span = np.array(goal_pose), np.array([150.0, 150.0, 10.0])
+    quarters = random.integers(-8, 9, (1000, 1)) * math.pi / 2
+    corners = random.choice([-120.0, -90.0, -75.0, -60.0, -30.0, -15.0, 0.0, 15.0, 30.0, 60.0, 75.0, 90.0], (1000, 2))
+    nudges = random.choice([0.0, 1e-13, -1e-13, 1e-9, -1e-9, 1e-5], (1000, 3))
+    [on_edges] = points_in_world(corners, [goal])
+    return np.vstack(
+        [
+            random.uniform(goal - span, goal + span, (1000, 3)),
+            random.uniform((-900, -900, -30), (1400, 1400, 30), (100, 3)),
+            goal + random.normal(size=(600, 3)) * np.repeat([1e-14, 1e-12, 1e-9, 1e-6, 1e-3, 0.1], 100)[:, None],
+            np.column_stack([random.uniform(goal[:2] - 150, goal[:2] + 150, (1000, 2)), goal[2] + quarters]),
+            np.column_stack([on_edges, goal[2] + quarters]) + nudges,
+        ]
+    )
+
+
+@pytest.mark.parametrize("goal_pose", [GOAL_POSE, (100.0, 400.0, 0.0), (300.5, 50.25, -20.0)])
+def test_coverage_of_a_batch_equals_shapely_and_the_scalar_function(goal_pose: geometry.Pose) -> None:
+    poses = poses_around(goal_pose)
+    covered = coverage_batch(poses, goal_pose)
+    assert covered.shape == (len(poses),)
+    assert np.abs(covered - batch_reference(poses, goal_pose)).max() < TOLERANCE
+    assert np.abs(covered - [coverage(*pose, goal_pose) for pose in poses.tolist()]).max() < 1e-13
+    assert (covered == 0.0).mean() > 0.1
+    assert (covered > 0.1).mean() > 0.3
+    assert covered.max() == pytest.approx(1.0, abs=1e-9)
+    assert ((covered >= 0.0) & (covered <= 1.0)).all()
+
+
+def test_coverage_of_a_batch_has_known_values() -> None:
+    far = [[10.0, 10.0, 0.0], [1e9, -1e9, 3.0], [GOAL_POSE[0] + 2 * geometry.BLOCK_REACH, *GOAL_POSE[1:]]]
+    assert coverage_batch([GOAL_POSE, *far]).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert coverage_batch(np.empty((0, 3))).shape == (0,)
 
 
 def test_outline_is_the_union_of_bar_and_stem() -> None:

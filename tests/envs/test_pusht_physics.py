@@ -9,7 +9,17 @@ import pymunk
 import pytest
 
 from envs.pusht import geometry
-from envs.pusht.physics import World, controlled_velocity, make_space, on_contact
+from envs.pusht.physics import (
+    World,
+    add_walls,
+    controlled_velocity,
+    limited,
+    make_agent,
+    make_block,
+    make_space,
+    on_contact,
+    place_bodies,
+)
 
 FAR_FROM_BLOCK = (60.0, 60.0, 350.0, 350.0, 0.0)
 
@@ -123,6 +133,57 @@ def test_agent_passes_through_walls() -> None:
     for _ in range(30):
         world.advance(-100.0, 60.0)
     assert world.agent.position.x == pytest.approx(-100.0, abs=1e-3)
+
+
+def test_targets_are_limited_to_half_a_window_around_it() -> None:
+    targets = np.array([[-1e308, 1e308], [-256.0, 768.0], [-255.9, 767.9], [0.0, 512.0], [-np.inf, np.inf]])
+    expected = [[-256.0, 768.0], [-256.0, 768.0], [-255.9, 767.9], [0.0, 512.0], [-256.0, 768.0]]
+    assert limited(targets).tolist() == expected
+    assert limited(np.float64(900.0)) == 768.0
+    assert targets[0, 0] == -1e308
+
+
+@pytest.mark.parametrize(("far", "near"), [(1e308, 768.0), (-1e9, -256.0), (768.001, 768.0)])
+def test_agent_goes_no_farther_than_the_limit(far: float, near: float) -> None:
+    worlds = World(), World()
+    for world, target in zip(worlds, (far, near), strict=True):
+        world.place(FAR_FROM_BLOCK)
+        for _ in range(40):
+            world.advance(target, 60.0)
+    assert worlds[0].state() == worlds[1].state()
+    assert worlds[0].agent.position.x == pytest.approx(near, abs=1e-3)
+
+
+@pytest.mark.parametrize("position_first", [False, True])
+def test_a_used_world_is_placed_like_a_fresh_one(position_first: bool) -> None:
+    state = (100.0, 110.0, 300.0, 250.0, -2.5)
+    used, fresh = World(), World()
+    used.place((256.0, 200.0, 256.0, 240.0, 0.3))
+    for _ in range(5):
+        used.advance(256.0, 300.0)
+    for world in (used, fresh):
+        world.place(state, position_first)
+    for found, expected in zip(used.state(), fresh.state(), strict=True):
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("position_first", [False, True])
+def test_bodies_at_another_origin_move_as_at_the_first(position_first: bool) -> None:
+    """All about one world, moved as a whole."""
+    poses = []
+    for origin in ((0.0, 0.0), (4096.0, -300.0)):
+        space = make_space()
+        add_walls(space, origin)
+        (agent, agent_shapes), (block, block_shapes) = make_agent(), make_block()
+        space.add(agent, *agent_shapes, block, *block_shapes)
+        place_bodies(agent, block, (440.0, 300.0, 400.0, 320.0, 1.0), position_first, origin)
+        for _ in range(60):
+            agent.velocity = (-150.0, 70.0)
+            space.step(geometry.TIME_STEP)
+        places = np.array([agent.position, block.position]) - origin
+        poses.append([*places.ravel().tolist(), block.angle])
+    assert poses[1] == pytest.approx(poses[0], abs=1e-6)
+    assert abs(poses[0][4] - 1.0) > 0.01
 
 
 def test_contacts_are_points_per_physics_step_rounded_up() -> None:
