@@ -159,22 +159,22 @@ def coverage_batch(poses: ArrayLike, goal_pose: Pose = GOAL_POSE) -> NDArray[np.
     # The corners in the goal's frame, one row a block.
     x1 = (cos * dx + sin * dy) + block_cos * _OUTLINE_U - block_sin * _OUTLINE_V
     y1 = (cos * dy - sin * dx) + block_sin * _OUTLINE_U + block_cos * _OUTLINE_V
-    # Where the edges start that end in them, and where start and end are once the edges are cut to the rectangles'
-    # heights; from here on, the rectangles are an axis before the blocks.
-    x0, y0, rise = x1[:, _BEFORE], y1[:, _BEFORE], y1 - y1[:, _BEFORE]
+    # Where the edges start that end in them; and both once the edges are cut to the rectangles' heights, from where on
+    # the rectangles are an axis before the blocks.
+    x0, y0 = np.take(x1, _BEFORE, axis=1), np.take(y1, _BEFORE, axis=1)
+    rise = y1 - y0
     slope = (x1 - x0) / np.where(rise == 0.0, 1.0, rise)
     x_min, x_max, y_min, y_max = _RECTANGLE_COLUMNS
     end_y = np.minimum(np.maximum(y1, y_min), y_max)
-    start_y = end_y[:, :, _BEFORE]
-    start_x, end_x = x0 + (start_y - y0) * slope, x1 + (end_y - y1) * slope
-    low, high = np.minimum(start_x, end_x), np.maximum(start_x, end_x)
-    inside_low = np.minimum(np.maximum(low, x_min), x_max)
-    inside_high = np.minimum(np.maximum(high, x_min), x_max)
-    left = np.minimum(high, x_min) - np.minimum(low, x_min)
-    right = np.maximum(high, x_max) - np.maximum(low, x_max)
-    sums = left * x_min + (inside_high - inside_low) * 0.5 * (inside_low + inside_high) + right * x_max
-    width = high - low
-    mean = np.divide(sums, width, out=inside_low, where=width > 0.0)
+    start_y = np.take(end_y, _BEFORE, axis=2)
+    ends = np.stack([x0 + (start_y - y0) * slope, x1 + (end_y - y1) * slope])
+    # Signed lengths of the parts left of, inside and right of the rectangles, as in `_clamped_integral`.
+    left, right = np.minimum(ends, x_min), np.maximum(ends, x_max)
+    inside = np.minimum(np.maximum(ends, x_min), x_max)
+    sums = (left[1] - left[0]) * x_min + (right[1] - right[0]) * x_max
+    sums += (inside[1] - inside[0]) * (0.5 * (inside[0] + inside[1]))
+    width = ends[1] - ends[0]
+    mean = np.divide(sums, width, out=inside[0], where=width != 0.0)
     area = np.einsum("rij,rij->i", mean, end_y - start_y)
     near = (dx * dx + dy * dy < 4.0 * BLOCK_REACH * BLOCK_REACH)[:, 0] & (area >= _ROUNDING_AREA)
     return np.where(near, np.minimum(area / BLOCK_AREA, 1.0), 0.0)

@@ -285,11 +285,11 @@ class Worlds:
 
     def _count_contacts(self) -> None:
         """Sums the contact points that the physics steps since `_contacts.clear()` have left behind."""
-        found = np.frombuffer(self._contacts.int_buf(), np.uintp).reshape(-1, 3)
-        rows = np.searchsorted(self._sorted_ids, found[:, :2])
+        found = np.frombuffer(self._contacts.int_buf(), np.uintp)
+        rows = np.searchsorted(self._sorted_ids, found)
         # Either body of a pair names the world, unless it is the one that all walls belong to.
-        worlds = self._worlds_by_id[rows].max(axis=1)
-        self.contact_points = np.bincount(worlds, found[:, 2], self.n_worlds).astype(np.int64)
+        worlds = np.maximum(self._worlds_by_id[rows[0::3]], self._worlds_by_id[rows[1::3]])
+        self.contact_points = np.bincount(worlds, found[2::3], self.n_worlds).astype(np.int64)
 
     def _read_poses(self) -> None:
         self._pose_buffer.clear()
