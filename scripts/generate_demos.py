@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """Settings given as name=value (or --name value)."""
+    """Settings given as name=value."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{path}: {replay.n_episodes} episodes, {replay.n_steps / replay.n_episodes:.0f} steps each, "
         f"{time.monotonic() - started:.0f} s"
     )
-    print(f"train on them: python scripts/train_policy.py dataset.path={path}")
+    goal = f" 'task.goal_pose=[{','.join(map(str, given['goal']))}]'" if "goal" in given else ""
+    print(f"train on them: python scripts/train_policy.py dataset.path={path}{goal}")
     return 0
 
 

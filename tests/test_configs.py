@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+from immiscible_policy.data.sources import DemonstratorSet
 from immiscible_policy.diffusion import build_objective
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.policy.networks import build_network
@@ -79,3 +80,20 @@ def test_objectives_build() -> None:
     for name in choices("objective"):
         options = OmegaConf.to_container(composed(f"objective={name}").objective, resolve=True)
         assert build_objective(options).num_train_timesteps == 100  # type: ignore[arg-type]
+
+
+def test_demonstrations_by_name() -> None:
+    assert choices("dataset") == ["auto", "demonstrator", "human"]
+    auto, made, human = (composed(f"dataset={name}").dataset for name in choices("dataset"))
+    assert auto == composed().dataset
+    assert (auto.path, made.path, made.human, human.human, human.demonstrator) == (None,) * 5
+    # The same ones under either name.
+    assert auto.human == human.path
+    assert auto.demonstrator == made.demonstrator
+    # Other seeds are other stores: the folder of the one that the command fills.
+    seed = composed("dataset=demonstrator", "dataset.demonstrator.seed=5").dataset
+    assert DemonstratorSet(**OmegaConf.to_container(seed.demonstrator, resolve=True)) == DemonstratorSet(  # type: ignore[arg-type]
+        "data/pusht/demonstrator_seed5.zarr", 200, 5
+    )
+    split = ("val_ratio", "split_seed", "max_train_episodes")
+    assert [auto[name] for name in split] == [made[name] for name in split] == [human[name] for name in split]

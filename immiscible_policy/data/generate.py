@@ -54,7 +54,7 @@ def generate_demonstrations(
             was made.
         n_episodes: at least 1.
         seed: at least 0.
-        images: also store what the camera sees, (96, 96, 3) a step.
+        images: also store what the camera sees, (96, 96, 3) a step; a store that has it goes on with it anyway.
         goal_pose: where the block belongs.
         processes: workers; all cores by default. The result does not depend on it.
 
@@ -69,6 +69,7 @@ def generate_demonstrations(
             raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {bound}")
     x, y, angle = checked_row("goal_pose", goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
     path = Path(path).expanduser()
+    images = images or (path.exists() and read_attributes(path).get("images") is True)
     attributes = _attributes(seed, images, (x, y, angle))
     # Without a writer: another process may be extending what is long enough here.
     if _episodes_there(path, attributes) < n_episodes:

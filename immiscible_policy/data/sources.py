@@ -30,20 +30,24 @@ def locate_demonstrations(
 ) -> tuple[Path, int | None]:
     """The folder to read, and how many of its first episodes to use (None: all).
 
-    `path`, where given, is taken; else the human demonstrations, if they are at `human`; else the demonstrator's, which
-    are made now where they are not there. `announce` is told in one line which, unless a path was given.
+    `path`, where given, is taken; else the human demonstrations, if they are at `human` and the demonstrator's are not
+    for another goal than theirs; else the demonstrator's, which are made now where they are not there. `announce` is
+    told in one line which, unless a path was given.
 
     Raises:
         ValueError: none of the three is given. DataError: see `generate_demonstrations`.
     """
     if path is not None:
         return Path(path).expanduser(), None
-    if human is not None and Path(human).expanduser().exists():
+    elsewhere = demonstrator is not None and demonstrator.goal_pose != GOAL_POSE
+    if human is not None and Path(human).expanduser().exists() and not elsewhere:
         announce(f"demonstrations: the human ones at {human}")
         return Path(human).expanduser(), None
     if demonstrator is None:
         raise ValueError("dataset: give a path, the human demonstrations or the demonstrator's")
     instead = "" if human is None else f" (no human ones at {human}: scripts/download_pusht.py gets them)"
+    if elsewhere:
+        instead = "" if human is None else " (the human ones are for another goal)"
     announce(f"demonstrations: {demonstrator.n_episodes} of the demonstrator at {demonstrator.path}{instead}")
     generated = generate_demonstrations(
         demonstrator.path, demonstrator.n_episodes, demonstrator.seed, goal_pose=demonstrator.goal_pose

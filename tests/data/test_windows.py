@@ -243,7 +243,8 @@ def test_vertices_observation_is_the_environments():
     seen = [env.reset(options={"state": state})[0] for state in states]
     batched = {name: np.stack([observation[name] for observation in seen]) for name in seen[0]}
     # Some laboratories record angles that count full turns.
-    turned = np.array(states) + [0, 0, 0, 0, -4 * np.pi]
+    turned = np.array(states)
+    turned[:, 4] -= 4 * np.pi
     observation = observations_from_replay(replay_with(state=turned), "environment_state_agent_pos")
     assert observation.shape == (2, 18)
     assert observation.dtype == np.float32

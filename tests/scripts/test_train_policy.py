@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from envs.pusht.demonstrator import Demonstration
+from envs.pusht.physics import World
+from immiscible_policy.data import generate, sources
 from immiscible_policy.policy import load_policy
 from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
@@ -231,6 +235,75 @@ def test_two_processes_train_one_model_and_resume(store: Path, tmp_path: Path) -
     (tmp_path / "run" / "summary.json").unlink()
     launch("resume=run")
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+HUMAN = Path("data/pusht/pusht_cchi_v7_replay.zarr")
+
+
+class StandIn:
+    """In place of the demonstrator: thirty made-up steps from where its episodes begin."""
+
+    def __init__(self, config: object = None, goal_pose: object = None) -> None:
+        pass
+
+    def demonstrate(self, state: np.ndarray, legacy: bool = False, max_steps: int = 300) -> Demonstration:
+        world = World()
+        world.place(state.tolist(), position_first=legacy)
+        first = np.array([*world.agent.position, *world.block.position, world.block.angle])
+        states = first + np.arange(30)[:, None] * [1.0, 0.5, 0.0, 0.0, 0.0]
+        return Demonstration(states, states[:, :2] + 1.0, np.zeros(30, np.int64), 0.97, True)
+
+
+def said_of_demonstrations(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("demonstrations: ")]
+
+
+def test_the_demonstrators_are_made_once(run_script, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(generate, "Demonstrator", StandIn)
+    options = ["dataset=demonstrator", "dataset.demonstrator.n_episodes=3", "dataset.demonstrator.seed=2"]
+    assert run_script("train_policy", *TINY, *options, "hydra.run.dir=run", "coupling=none") == 0
+    made = "data/pusht/demonstrator_seed2.zarr"
+    assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: 3 of the demonstrator at {made}"]
+    named = {"path": made, "n_episodes": 3, "n_steps": 90}
+    summary = tmp_path / "run" / "summary.json"
+    assert json.loads(summary.read_text())["demonstrations"] == named
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    summary.unlink()
+    monkeypatch.setattr(generate, "Demonstrator", None)
+    assert run_script("train_policy", "resume=run") == 0
+    assert json.loads(summary.read_text())["demonstrations"] == named
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+
+
+def test_the_human_ones_are_taken_where_they_are(run_script, tmp_path: Path, make_store, monkeypatch, capsys) -> None:
+    make_store(tmp_path / HUMAN, lengths=(40, 30, 25))
+    monkeypatch.setattr(sources, "generate_demonstrations", None)
+    assert run_script("train_policy", *TINY, "hydra.run.dir=run", "steps=1", "evaluation.n_videos=0") == 0
+    assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: the human ones at {HUMAN}"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["demonstrations"] == {"path": str(HUMAN), "n_episodes": 3, "n_steps": 95}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["dataset=human"], f"no demonstrations at {HUMAN}: get it with `python scripts/download_pusht.py`, point"),
+        (["dataset=humans"], "dataset=humans: choose one of auto, demonstrator, human"),
+        (["dataset=demonstrator", "dataset.demonstrator.n_episodes=0"], "n_episodes is 0; allowed: an integer"),
+        (["dataset.demonstrator.seed=-1"], "seed is -1; allowed: an integer of at least 0"),
+        (["dataset.demonstrator.episodes=3"], "unknown setting 'episodes' in dataset.demonstrator: choose one of"),
+        (["dataset=demonstrator", "dataset.demonstrator=null"], "dataset: give a path, the human demonstrations or"),
+    ],
+)
+def test_without_demonstrations_it_ends_in_one_clear_line(
+    run_script, tmp_path: Path, capsys, options: list[str], message: str
+) -> None:
+    assert run_script("train_policy", *TINY, "hydra.run.dir=run", *options) == 1
+    stderr = capsys.readouterr().err
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith(f"error: {message}")
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.slow
