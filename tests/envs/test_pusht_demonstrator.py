@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from envs.pusht import PushTEnv
-from envs.pusht.demonstrator import Demonstration, Demonstrator, DemonstratorConfig
+from envs.pusht.demonstrator import Demonstration, Demonstrator
 from envs.pusht.geometry import GOAL_POSE, SUCCESS_COVERAGE, WINDOW_SIZE, Pose
+from envs.pusht.pushes import DemonstratorConfig
 from envs.pusht.task import initial_state, wrapped
 
 ELSEWHERE = (356.0, 356.0, math.pi / 4)

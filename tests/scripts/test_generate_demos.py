@@ -151,19 +151,32 @@ def test_ctrl_c_says_how_to_go_on(run: Run, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "interrupted: run the same command again to go on\n")
 
 
+def test_help_names_every_setting(run: Run, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert asked == []
+    shown = capsys.readouterr().out
+    for words in (
+        "n_episodes=200",
+        "seed=0",
+        "output=PATH",
+        "images=false",
+        "goal=x,y,angle",
+        "processes=",
+        "dataset=",
+    ):
+        assert words in shown
+
+
 def test_the_real_command_in_its_own_process(tmp_path: Path) -> None:
     """One episode, which costs less than all that is imported."""
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        whole = [sys.executable, str(SCRIPT), *arguments]
-        return subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    done = command("n_episodes=1", "processes=1")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "n_episodes=1", "processes=1"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("data/pusht/demonstrator_seed0.zarr: 1 episodes, ")
     assert [path.name for path in (tmp_path / "data" / "pusht").iterdir()] == ["demonstrator_seed0.zarr"]
-    shown = command("--help")
-    assert shown.returncode == 0
-    for words in ("n_episodes=200", "images=false", "processes=", "goal=356,356,0.785", "dataset=demonstrator"):
-        assert words in shown.stdout
