@@ -1,5 +1,6 @@
 """A policy training run from configuration to summary: data, policy, coupling, training, final evaluation."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -43,18 +44,25 @@ class PolicyData:
     source: dict[str, Any]
 
 
-def load_data(cfg: DictConfig) -> PolicyData:
-    """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them."""
-    dataset = cfg.dataset
+def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
+    """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them.
+
+    A resumed run goes on with the path that it began with, whatever has been downloaded since.
+    """
+    dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
     generated = None
     if dataset.demonstrator is not None:
         generated = DemonstratorSet(**_plain(dataset.demonstrator), goal_pose=tuple(cfg.task.goal_pose))
+    if began_with is not None and path is None:
+        made = generated is not None and Path(generated.path).expanduser() == Path(began_with)
+        path, human = (None, None) if made else (began_with, None)
     needed = ("action", "state", "keypoint") if cfg.task.obs_type == "keypoints" else ("action", "state")
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
+    announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
     with main:  # which makes the demonstrations that the others then find
-        path, n_episodes = locate_demonstrations(dataset.path, dataset.human, generated)
-    replay = load_demonstrations(path, needed, n_episodes)
+        folder, n_episodes = locate_demonstrations(path, human, generated, announce)
+    replay = load_demonstrations(folder, needed, n_episodes)
     observation = observations_from_replay(replay, cfg.task.obs_type)
     action = replay.arrays["action"]
     train, validation = split_episodes(
@@ -72,7 +80,7 @@ def load_data(cfg: DictConfig) -> PolicyData:
             episodes,
         )
 
-    source = {"path": str(path), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
+    source = {"path": str(folder), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 
 
@@ -109,10 +117,13 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     coupling: Coupling = instantiate(cfg.coupling)
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
     rollout_config = EvaluationConfig(**_plain(cfg.rollout))
-    data = load_data(cfg)
+    record = run_dir / "demonstrations.json"
+    data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data)
     config = trainer_config(cfg, len(data.train))
     run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
+    if os.environ.get("RANK", "0") == "0":
+        write_json(run_dir / "demonstrations.json", data.source)
 
     def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
         metrics = evaluate_policy(model, rollout_config, progress=False)["metrics"]

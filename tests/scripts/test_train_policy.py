@@ -284,6 +284,24 @@ def test_the_human_ones_are_taken_where_they_are(run_script, tmp_path: Path, mak
     assert summary["demonstrations"] == {"path": str(HUMAN), "n_episodes": 3, "n_steps": 95}
 
 
+def test_a_resumed_run_goes_on_with_the_demonstrations_that_it_began_with(
+    run_script, tmp_path: Path, make_store, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(generate, "Demonstrator", StandIn)
+    options = ["dataset.demonstrator.n_episodes=3", "steps=1", "evaluation.n_videos=0"]
+    for name in ("made", "human"):
+        assert run_script("train_policy", *TINY, *options, f"hydra.run.dir={name}") == 0
+        (tmp_path / name / "summary.json").unlink()
+        make_store(tmp_path / HUMAN, lengths=(40, 30, 25))
+    capsys.readouterr()
+    for name, path in (("made", "data/pusht/demonstrator_seed0.zarr"), ("human", str(HUMAN))):
+        assert run_script("train_policy", f"resume={name}") == 0
+        assert json.loads((tmp_path / name / "summary.json").read_text())["demonstrations"]["path"] == path
+    shutil.rmtree(tmp_path / HUMAN)
+    assert run_script("train_policy", "resume=human") == 1
+    assert f"error: no demonstrations at {HUMAN}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
