@@ -9,10 +9,10 @@ It returns noise aligned with ``data`` and never reorders the data, so condition
 This package imports torch, scipy and numpy only.
 """
 
-from immiscible_policy.coupling.base import Coupling
+from immiscible_policy.coupling.base import Coupling, Source
 from immiscible_policy.coupling.diagnose import Diagnosis, diagnose
 from immiscible_policy.coupling.independent import Independent
 from immiscible_policy.coupling.knn import KNN
 from immiscible_policy.coupling.linear_assignment import LinearAssignment
 
-__all__ = ["KNN", "Coupling", "Diagnosis", "Independent", "LinearAssignment", "diagnose"]
+__all__ = ["KNN", "Coupling", "Diagnosis", "Independent", "LinearAssignment", "Source", "diagnose"]

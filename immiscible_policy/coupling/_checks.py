@@ -21,6 +21,8 @@ def check_arguments(
     condition: Tensor | None = None,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    time: Tensor | None = None,
+    indices: Tensor | None = None,
 ) -> None:
     """Raise TypeError or ValueError unless the arguments of a coupling call fit together."""
     _check_data(data)
@@ -32,6 +34,10 @@ def check_arguments(
         _check_mask(mask, data)
     if generator is not None:
         _check_generator(generator, data)
+    if time is not None:
+        _check_time(time, data)
+    if indices is not None:
+        _check_indices(indices, data)
     _check_finite(data, noise, mask)
 
 
@@ -102,6 +108,24 @@ def _check_generator(generator: torch.Generator, data: Tensor) -> None:
     same_index = found.index is None or wanted.index is None or found.index == wanted.index
     if found.type != wanted.type or not same_index:
         raise ValueError(f"generator must be on the device of data {wanted}, got {found}")
+
+
+def _check_time(time: Tensor, data: Tensor) -> None:
+    if not isinstance(time, Tensor):
+        raise TypeError(f"time must be a torch.Tensor or None, got {type(time).__name__}")
+    if time.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"time must be a float tensor of diffusion times in [0, 1], got {time.dtype}")
+    if tuple(time.shape) != (data.shape[0],):
+        raise ValueError(f"time must have shape (B,) = ({data.shape[0]},), got {tuple(time.shape)}")
+
+
+def _check_indices(indices: Tensor, data: Tensor) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices must be a torch.Tensor or None, got {type(indices).__name__}")
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"indices must be an int64 or int32 tensor, got {indices.dtype}")
+    if tuple(indices.shape) != (data.shape[0],):
+        raise ValueError(f"indices must have shape (B,) = ({data.shape[0]},), got {tuple(indices.shape)}")
 
 
 def _check_finite(data: Tensor, noise: Tensor | None, mask: Tensor | None) -> None:

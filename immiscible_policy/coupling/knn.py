@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.coupling._checks import compute_dtype, flat_mask, flat_rows
-from immiscible_policy.coupling.base import Coupling
+from immiscible_policy.coupling.base import Context, Coupling
 
 # Below this the direction of the residual is rounding noise; reached with probability < 1e-6 (D = 2).
 _SMALLEST_RESIDUAL = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KNN(Coupling):
     """Nearest of ``k`` standard normal draws, for each sample on its own (no batch needed).
 
@@ -70,27 +70,21 @@ class KNN(Coupling):
         if not 1 <= self.k < math.inf:
             raise ValueError(f"k must be {allowed}, got {self.k!r}")
 
-    def _couple(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        condition: Tensor | None,
-        mask: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        noise = self._drawn(data, noise, context)
         if self.k == 1:
             return noise
-        valid = flat_mask(mask, data)
+        valid = flat_mask(context.mask, data)
         x = flat_rows(data, compute_dtype(data))
         if valid is not None:
             x = x.masked_fill(~valid, 0.0)
         first = flat_rows(noise, x.dtype)
         if self.candidates == "explicit":
-            chosen = _explicit(x, first, valid, int(self.k), self.metric, generator)
+            chosen = _explicit(x, first, valid, int(self.k), self.metric, context.generator)
         elif self.metric == "l2":
-            chosen = _nearest(x, first, valid, int(self.k), generator)
+            chosen = _nearest(x, first, valid, int(self.k), context.generator)
         else:
-            chosen = _most_aligned(x, first, float(self.k), generator)
+            chosen = _most_aligned(x, first, float(self.k), context.generator)
         return chosen.to(noise.dtype).reshape(noise.shape)
 
 

@@ -11,17 +11,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from immiscible_policy.coupling import solvers
 from immiscible_policy.coupling._checks import compute_dtype, flat_mask, flat_rows
-from immiscible_policy.coupling.base import Coupling
+from immiscible_policy.coupling.base import Context, Coupling
 
 _COST_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FLOAT64_UP_TO_DIMS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LinearAssignment(Coupling):
     """Permutes the batch's noise so that the total distance of the pairs is least.
 
@@ -60,26 +60,18 @@ class LinearAssignment(Coupling):
         if self.cost_dtype not in _COST_DTYPES:
             raise ValueError(f"cost_dtype must be 'fp32', 'fp16' or 'bf16', got {self.cost_dtype!r}")
 
-    def _couple(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        condition: Tensor | None,
-        mask: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        noise = self._drawn(data, noise, context)
         if data.shape[0] == 1:
             return noise
-        cost = self._cost(data, noise, mask).cpu().numpy()
-        if not np.isfinite(cost).all():
+        cost = self._cost(data, noise, context.mask)
+        if not bool(torch.isfinite(cost).all()):
             raise ValueError(
-                f"cost of data against noise must be finite, got {int((~np.isfinite(cost)).sum())} NaN or "
-                f"infinite of {cost.size} entries: normalise data, or use cost_dtype='fp32' "
+                f"cost of data against noise must be finite, got {int((~torch.isfinite(cost)).sum())} NaN or "
+                f"infinite of {cost.numel()} entries: normalise data, or use cost_dtype='fp32' "
                 f"(now {self.cost_dtype!r})"
             )
-        # Rows are data and columns noise: scipy solves this orientation faster than its transpose.
-        _, column_of_row = linear_sum_assignment(cost)
-        return noise[torch.from_numpy(column_of_row).to(noise.device)]
+        return noise[solvers.exact(cost)]
 
     def _cost(self, data: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
         """(B, B) cost of sample i (row) with noise j (column), up to what leaves the optimum alone."""

@@ -113,7 +113,7 @@ def test_couplings_are_frozen_values(coupling):
 
 def test_a_new_coupling_needs_only_one_method():
     class Opposite(Coupling):
-        def _couple(self, data, noise, condition, mask, generator):
+        def _couple(self, data, noise, context):
             return -noise
 
     noise = torch.randn(3, 2)
