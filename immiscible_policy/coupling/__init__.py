@@ -14,5 +14,19 @@ from immiscible_policy.coupling.diagnose import Diagnosis, diagnose
 from immiscible_policy.coupling.independent import Independent
 from immiscible_policy.coupling.knn import KNN
 from immiscible_policy.coupling.linear_assignment import LinearAssignment
+from immiscible_policy.coupling.mixture import Mixture
+from immiscible_policy.coupling.prefetch import prefetch
+from immiscible_policy.coupling.warmup import Warmup
 
-__all__ = ["KNN", "Coupling", "Diagnosis", "Independent", "LinearAssignment", "Source", "diagnose"]
+__all__ = [
+    "KNN",
+    "Coupling",
+    "Diagnosis",
+    "Independent",
+    "LinearAssignment",
+    "Mixture",
+    "Source",
+    "Warmup",
+    "diagnose",
+    "prefetch",
+]

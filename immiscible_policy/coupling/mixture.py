@@ -1,0 +1,135 @@
+"""Mixture: some samples meet coupled noise, the others independent noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.coupling.base import Context, Coupling, Source
+
+Probability = float | tuple[float, float] | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture(Coupling):
+    """Couples each sample with probability ``p`` and gives the rest independent noise.
+
+    It bounds from below how often a conditional model meets noise from the whole prior (the density of the noise
+    given a sample is at least 1 - p times the prior's), and with ``p`` varying over diffusion time restricts a
+    coupling to the times where it matters. The chosen samples are coupled among themselves, as a smaller batch.
+
+    Args:
+        coupling: what the chosen samples are paired by.
+        p: probability in [0, 1] that a sample is chosen; or a pair (at the data, at pure noise) between which it is
+            linear in diffusion time; or a function of the times, (B,) in [0, 1] -> (B,) probabilities. The last two
+            need ``time`` in every call.
+
+    Raises:
+        TypeError, ValueError: ``coupling`` or ``p`` is something else; on call, ``time`` is needed and missing, or a
+            function's probabilities are not in [0, 1].
+    """
+
+    coupling: Coupling
+    p: Probability = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.coupling, Coupling):
+            raise TypeError(f"coupling must be a Coupling, got {type(self.coupling).__name__}")
+        if callable(self.p):
+            return
+        object.__setattr__(self, "p", _probabilities(self.p))
+
+    @property
+    def source(self) -> Source | None:  # type: ignore[override]
+        """The source of the coupling mixed in: both kinds of noise come from it."""
+        return self.coupling.source
+
+    def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        probability = self._probability(data, context)
+        if isinstance(probability, float) and probability in (0.0, 1.0) and not self.is_collective:
+            if probability == 0.0:
+                return self._drawn(data, noise, context)
+            return self._coupled(data, noise, context)
+        batch = data.shape[0]
+        chosen = torch.rand(batch, generator=context.generator, device=data.device) < probability
+        given = None if noise is None else noise[chosen]
+        coupled = self._coupled(data[chosen], given, context.rows(chosen, batch))
+        if noise is not None:
+            result = noise.clone()
+        else:
+            result = torch.empty_like(data)
+            alone = ~chosen
+            result[alone] = self._draw((batch - len(coupled), *data.shape[1:]), data, context)
+        result[chosen] = coupled
+        return result
+
+    def _coupled(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        return self.coupling(
+            data, noise, context.condition, context.mask, context.generator, context.time, context.indices
+        )
+
+    def _probability(self, data: Tensor, context: Context) -> float | Tensor:
+        if isinstance(self.p, float):
+            return self.p
+        if context.time is None:
+            raise ValueError(f"time must be given, (B,) diffusion times in [0, 1], since p={self.p!r} depends on it")
+        time = context.time.to(device=data.device, dtype=torch.float32)
+        if isinstance(self.p, tuple):
+            at_data, at_noise = self.p
+            return at_data + (at_noise - at_data) * time
+        probability = self.p(time)
+        if not isinstance(probability, Tensor) or probability.shape != time.shape:
+            raise ValueError(f"p must map times (B,) to probabilities (B,), got {probability!r}")
+        if not bool(((probability >= 0) & (probability <= 1)).all()):
+            raise ValueError(f"p must map times to probabilities in [0, 1], got values in {_range(probability)}")
+        return probability
+
+    @property
+    def is_collective(self) -> bool:
+        return self.coupling.is_collective
+
+    @property
+    def uses_time(self) -> bool:
+        return not isinstance(self.p, float) or self.coupling.uses_time
+
+    @property
+    def uses_indices(self) -> bool:
+        return self.coupling.uses_indices
+
+    @property
+    def caveat(self) -> str | None:
+        inner = self.coupling.caveat
+        if inner is None or self.p == 0.0:
+            return None
+        return inner if self.p == 1.0 else f"For the samples that are coupled (p={self.p!r}): {inner}"
+
+    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
+        self.coupling.fit(data, condition)
+
+    def for_validation(self) -> Coupling:
+        return Mixture(self.coupling.for_validation(), self.p)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.coupling.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.coupling.load_state_dict(state)
+
+
+def _probabilities(p: Any) -> float | tuple[float, float]:
+    """``p`` as a float or a pair of floats, each in [0, 1]."""
+    pair = p if isinstance(p, list | tuple) else (p,)
+    if len(pair) not in (1, 2) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair):
+        raise TypeError(f"p must be a number, a pair (at the data, at pure noise) or a function of time, got {p!r}")
+    if not all(math.isfinite(v) and 0 <= v <= 1 for v in pair):
+        raise ValueError(f"p must be in [0, 1], got {p!r}")
+    return float(pair[0]) if len(pair) == 1 else (float(pair[0]), float(pair[1]))
+
+
+def _range(values: Tensor) -> str:
+    return f"[{float(values.min()):.3g}, {float(values.max()):.3g}]" if values.numel() else "[]"
