@@ -120,6 +120,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     record = run_dir / "demonstrations.json"
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data)
+    _fit_coupling(coupling, policy, data.train)
     config = trainer_config(cfg, len(data.train))
     run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
     if os.environ.get("RANK", "0") == "0":
@@ -165,6 +166,13 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     }
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWindows) -> None:
+    """Show the coupling all it will pair."""
+    with torch.no_grad():
+        actions, observations, _ = policy.coupling_inputs(windows.batch(torch.arange(len(windows))))
+        coupling.fit(actions * policy.objective.data_scale, observations)
 
 
 def _prepare_run_dir(run_dir: Path, device: str, resume: bool) -> Path:

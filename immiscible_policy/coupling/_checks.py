@@ -1,8 +1,8 @@
 """Argument checks shared by every coupling and by :func:`diagnose`.
 
 Each error names the argument, what was found and what is allowed. The checks cost microseconds, since
-a policy's training step lasts only tens of milliseconds; finiteness is read from one scalar, so a GPU
-is waited for once.
+a policy's training step lasts only tens of milliseconds; finiteness is read from one scalar, and a GPU
+is never waited for: there the scalar is read at a later call.
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ def _check_indices(indices: Tensor, data: Tensor) -> None:
 def _check_finite(data: Tensor, noise: Tensor | None, mask: Tensor | None) -> None:
     """One scalar tells: a norm is finite exactly if every entry is and no square overflows."""
     dtype = compute_dtype(data)
+    if data.is_cuda:
+        # Padding may hold anything; multiplying by the mask would keep its NaN.
+        counted = data if mask is None else data.masked_fill(~mask, 0.0)
+        _LATE.check(torch.linalg.vector_norm(counted, dtype=dtype))
+        return
     total = torch.linalg.vector_norm(data, dtype=dtype)
     if noise is not None:
         total = total + torch.linalg.vector_norm(noise, dtype=dtype)
@@ -153,3 +158,35 @@ def _raise_if_not_finite(name: str, tensor: Tensor, valid: Tensor) -> None:
             f"{name} must be normalised (values of order 1), got magnitudes up to "
             f"{float(used.abs().max()):.3g}, whose squared distances overflow {compute_dtype(tensor)}"
         )
+
+
+class _LateCheck:
+    """Reads norms from a GPU without waiting for it: a copy is begun at one call and read at a later one.
+
+    While a copy is under way further norms go unread; data that is not finite makes noise, and soon a loss, that is
+    not finite either.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[torch.device, tuple[Tensor, torch.cuda.Event]] = {}
+
+    def check(self, norm: Tensor) -> None:
+        under_way = self._copies.get(norm.device)
+        if under_way is not None:
+            host, event = under_way
+            if not event.query():
+                return
+            del self._copies[norm.device]
+            if not math.isfinite(float(host)):
+                raise ValueError(
+                    f"data must be finite and normalised, but at an earlier call its norm was {float(host)} (on "
+                    f"{norm.device} this is noticed late, so that no step waits for it)"
+                )
+        host = torch.empty((), dtype=norm.dtype, pin_memory=True)
+        host.copy_(norm, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(norm.device))
+        self._copies[norm.device] = host, event
+
+
+_LATE = _LateCheck()

@@ -171,7 +171,7 @@ class Coupling(ABC):
         for position, field in enumerate(f for f in dataclasses.fields(self) if f.repr):
             value = getattr(self, field.name)
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            if position == 0 or value != default:
+            if value != default or (position == 0 and value is not None):
                 name = getattr(value, "__name__", None) if callable(value) and not isinstance(value, Coupling) else None
                 shown.append(f"{field.name}={name or repr(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"

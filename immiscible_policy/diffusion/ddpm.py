@@ -66,6 +66,14 @@ class DDPM:
             clip_sample_range=self.data_scale,
         )
 
+    def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Steps to train on, (batch,) int64 uniform on 0..T-1."""
+        return torch.randint(self.num_train_timesteps, (batch,), device=device, generator=generator)
+
+    def diffusion_time(self, time: Tensor) -> Tensor:
+        """Steps as the diffusion time that couplings know, (B,) in (0, 1] with 1 at the noisiest step."""
+        return (time + 1).float() / self.num_train_timesteps
+
     def loss(
         self,
         network: Network,
@@ -74,6 +82,7 @@ class DDPM:
         condition: Tensor | None = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        time: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the network's prediction (Ho et al., eq. 14).
 
@@ -82,9 +91,11 @@ class DDPM:
             data, noise: (B, ...). The same noise makes the noisy input and the target, so a coupling cannot be lost
                 between them.
             mask: broadcastable to data, True where an entry counts; None counts all.
+            time: steps from ``draw_time``, where the coupling had to know them; drawn here if None.
         """
         data = data * self.data_scale
-        time = torch.randint(self.num_train_timesteps, (data.shape[0],), device=data.device, generator=generator)
+        if time is None:
+            time = self.draw_time(data.shape[0], data.device, generator)
         prediction = network(self.scheduler.add_noise(data, noise, time), time, condition)
         if self.prediction_type == "epsilon":
             target = noise

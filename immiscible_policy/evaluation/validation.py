@@ -20,6 +20,7 @@ def validation_losses(
 
     Args:
         model: ``model(batch, coupling, generator) -> scalar``, in evaluation mode.
+        coupling: measured as it pairs now, without advancing its state and without other processes.
         batch_size: also the batch that an assignment sees.
 
     Returns:
@@ -29,7 +30,7 @@ def validation_losses(
     indices = torch.arange(len(dataset))
     arms: dict[str, Coupling] = {"validation/loss_independent": Independent()}
     if not isinstance(coupling, Independent):
-        arms["validation/loss_coupled"] = coupling
+        arms["validation/loss_coupled"] = coupling.for_validation()
     losses = {}
     for name, arm in arms.items():
         generator = torch.Generator(device).manual_seed(seed)

@@ -118,16 +118,32 @@ class DiffusionPolicy(
 
         Args:
             batch: ``observation`` (B, n_obs_steps, observation_dim) and ``action`` (B, horizon, action_dim) in their
-                own units, ``action_is_pad`` (B, horizon) bool (used if ``mask_padding``).
+                own units, ``action_is_pad`` (B, horizon) bool (used if ``mask_padding``), ``index`` (B,) places in
+                the data set (for couplings that remember samples).
             coupling: draws the noise for the normalised actions. The one place where training noise comes from.
             generator: for the coupling's and the objective's draws.
         """
+        data, observation, mask = self.coupling_inputs(batch)
+        time = None
+        if coupling.uses_time:  # otherwise the objective draws it, after the noise
+            time = self.objective.draw_time(len(data), data.device, generator)
+        noise = coupling(
+            data * self.objective.data_scale,  # as the noise will meet it
+            condition=observation,
+            mask=mask,
+            generator=generator,
+            time=None if time is None else self.objective.diffusion_time(time),
+            indices=batch.get("index"),
+        )
+        return self.objective.loss(
+            self.network, data, noise, condition=observation, mask=mask, generator=generator, time=time
+        )
+
+    def coupling_inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a coupling sees of a batch: normalised actions (not scaled) and observations, and the mask or None."""
         observation = self._normalized_observation(batch["observation"])
         data = self.action_normalizer.normalize(batch["action"])
-        mask = ~batch["action_is_pad"].unsqueeze(-1) if self.mask_padding else None
-        scaled = data * self.objective.data_scale  # the coupling sees the data as the noise will meet it
-        noise = coupling(scaled, condition=observation, mask=mask, generator=generator)
-        return self.objective.loss(self.network, data, noise, condition=observation, mask=mask, generator=generator)
+        return data, observation, ~batch["action_is_pad"].unsqueeze(-1) if self.mask_padding else None
 
     # Calling the module computes its loss, so that wrappers (DistributedDataParallel, autocast) see the training step.
     forward = loss

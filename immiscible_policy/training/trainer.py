@@ -1,7 +1,8 @@
 """The one training loop. It reads from top to bottom in ``Trainer.fit``.
 
 A model is any module whose call returns the loss of a batch, ``model(batch, coupling, generator) -> scalar``, and that
-has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) -> dict of tensors``.
+has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) -> dict of tensors``; the loop adds the
+indices as ``index``.
 """
 
 import copy
@@ -188,6 +189,7 @@ class Trainer:
 
     def _train_step(self, indices: Tensor) -> tuple[Tensor, Tensor | float]:
         batch = {name: value.to(self.device) for name, value in self.dataset.batch(indices).items()}
+        batch["index"] = indices.to(self.device)
         loss = self.model(batch, self.coupling, self.generator)
         self.accelerator.backward(loss)
         limit = self.config.gradient_clip

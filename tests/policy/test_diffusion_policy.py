@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+from immiscible_policy.coupling.base import Context
 from immiscible_policy.policy import DiffusionPolicy, load_policy
 
 
@@ -41,11 +42,32 @@ class Spy(Coupling):
     def __init__(self) -> None:
         self.seen: dict[str, Tensor | None] = {}
 
-    def _couple(  # type: ignore[override]
-        self, data: Tensor, noise: Tensor, condition: Tensor | None, mask: Tensor | None, generator: object
-    ) -> Tensor:
-        self.seen = {"data": data, "condition": condition, "mask": mask}
+    def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        self.seen = {"data": data, **vars(context)}
         return torch.full_like(data, 0.25)
+
+
+class TimedSpy(Spy):
+    uses_time = True
+
+
+def test_a_coupling_that_differs_over_time_knows_the_loss_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, spy, batch = small_policy(), TimedSpy(), batch_of(8)
+    seen: list[Tensor] = []
+
+    def forward(noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        seen.append(time)
+        return noisy
+
+    monkeypatch.setattr(policy.network, "forward", forward)
+    policy.loss(batch | {"index": torch.arange(8)}, spy, torch.Generator().manual_seed(0))
+    steps = policy.objective.num_train_timesteps
+    torch.testing.assert_close(spy.seen["time"], (seen[0] + 1) / steps)
+    assert torch.equal(spy.seen["indices"], torch.arange(8))
+    policy.loss(batch, Spy())
+    untimed = Spy()
+    policy.loss(batch, untimed)
+    assert untimed.seen["time"] is None
 
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(k=2), LinearAssignment()])
