@@ -114,17 +114,21 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     set_seed(cfg.seed)
-    coupling: Coupling = instantiate(cfg.coupling)
+    coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     final_config = EvaluationConfig(**_plain(cfg.evaluation))
     rollout_config = EvaluationConfig(**_plain(cfg.rollout))
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     record = run_dir / "demonstrations.json"
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data)
+    if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
+        print(f"coupling: {coupling}. {coupling.caveat}")
     _fit_coupling(coupling, policy, data.train)
     config = trainer_config(cfg, len(data.train))
-    run_dir = _prepare_run_dir(run_dir, cfg.device, resume)
+    run_dir = _prepare_run_dir(run_dir, cfg.device)
     if os.environ.get("RANK", "0") == "0":
-        write_json(run_dir / "demonstrations.json", data.source)
+        write_json(run_dir / record.name, data.source)
 
     def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
         metrics = evaluate_policy(model, rollout_config, progress=False)["metrics"]
@@ -175,13 +179,11 @@ def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWi
         coupling.fit(actions * policy.objective.data_scale, observations)
 
 
-def _prepare_run_dir(run_dir: Path, device: str, resume: bool) -> Path:
-    """The main process' run folder, made and checked by it alone: each process has named one after its own clock."""
+def _prepare_run_dir(run_dir: Path, device: str) -> Path:
+    """The main process' run folder, made by it alone: each process has named one after its own clock."""
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     state = PartialState(cpu=resolve_device(device) == "cpu") if together else None
     if state is None or state.is_main_process:
-        if not resume and (run_dir / "checkpoints").exists():
-            raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     return Path(broadcast_object_list([str(run_dir)])[0]) if together else run_dir
 

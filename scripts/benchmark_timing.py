@@ -22,19 +22,26 @@ def interleaved(measures: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return times
 
 
-def seconds_per_call(call: Callable[[], object]) -> Callable[[], float]:
-    """A measurement of `call` for `interleaved`; short calls are repeated within one measurement."""
+def seconds_per_call(call: Callable[[], object], finish: Callable[[], object] = lambda: None) -> Callable[[], float]:
+    """A measurement of `call` for `interleaved`; short calls are repeated within one measurement.
+
+    `finish` waits for what the calls left running (a GPU's queue) before the clock is read.
+    """
     call()
+    finish()
     start = time.perf_counter()
     call()
+    finish()
     repeats = max(1, round(SHORTEST_TIMING_S / max(time.perf_counter() - start, 1e-7)))
 
     def measure() -> float:
         # Untimed: the first call pays for the memory and caches that its predecessor took away.
         call()
+        finish()
         start = time.perf_counter()
         for _ in range(repeats):
             call()
+        finish()
         return (time.perf_counter() - start) / repeats
 
     return measure

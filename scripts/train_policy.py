@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import metrics_table
@@ -22,7 +22,8 @@ def main(cfg: DictConfig) -> None:
         cfg = cli.resumed_config(cfg)
     if os.environ.get("RANK", "0") == "0":
         print(f"run folder {run_dir}", flush=True)
-        if "k" not in cfg.coupling and any(o.startswith("k=") for o in HydraConfig.get().overrides.task):
+        k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
+        if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):
             print(f"note: this coupling has no k, so k={cfg.k} has no effect")
     summary = train_policy(cfg, run_dir, resume)
     if not summary:

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.cli import CONFIG_DIR
-from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Warmup
 from immiscible_policy.data.sources import DemonstratorSet
 from immiscible_policy.diffusion import build_objective
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
@@ -70,10 +70,20 @@ def test_the_paper_preset_is_the_released_configuration() -> None:
         (["coupling=knn", "k=2"], KNN(k=2)),
         (["coupling=knn", "k=8", "coupling.metric=inner"], KNN(k=8, metric="inner")),
         (["coupling=assignment"], LinearAssignment(metric="l2")),
+        (["coupling=mixture", "k=4"], Mixture(KNN(k=4), p=0.5)),
+        (
+            ["coupling=mixture", "coupling@coupling.coupling=assignment", "coupling.p=[0,1]"],
+            Mixture(LinearAssignment(), p=(0, 1)),
+        ),
+        (["coupling=warmup", "coupling.start=5"], Warmup(KNN(k=2), start=5)),
+        (
+            ["coupling=warmup", "k=8", "coupling.start=0", "coupling.anneal_to={k: 1}", "coupling.anneal_over=9"],
+            Warmup(KNN(k=8), anneal_to={"k": 1}, anneal_over=9),
+        ),
     ],
 )
 def test_couplings_by_name(overrides: list[str], expected: Coupling) -> None:
-    assert instantiate(composed(*overrides).coupling) == expected
+    assert instantiate(composed(*overrides).coupling, _convert_="all") == expected
 
 
 def test_objectives_build() -> None:

@@ -17,6 +17,12 @@ class Independent(Coupling):
     those very bits, so that switching a coupling off gives the baseline to the last bit. A given
     ``noise`` is returned as it is.
 
+    >>> import torch
+    >>> data = torch.zeros(8, 3, 32, 32)
+    >>> noise = Independent()(data, generator=torch.Generator().manual_seed(0))
+    >>> torch.equal(noise, torch.randn(data.shape, generator=torch.Generator().manual_seed(0)))
+    True
+
     Args:
         source: distribution of the noise, ``(shape, generator) -> tensor``; None is N(0, I).
     """

@@ -23,6 +23,11 @@ class Mixture(Coupling):
     given a sample is at least 1 - p times the prior's), and with ``p`` varying over diffusion time restricts a
     coupling to the times where it matters. The chosen samples are coupled among themselves, as a smaller batch.
 
+    >>> from immiscible_policy.coupling import KNN
+    >>> data, time = torch.randn(64, 16, 2), torch.rand(64)
+    >>> noise = Mixture(KNN(k=2), p=0.5)(data)  # every second sample
+    >>> noise = Mixture(KNN(k=2), p=(0.0, 1.0))(data, time=time)  # all at pure noise, none near the data
+
     Args:
         coupling: what the chosen samples are paired by.
         p: probability in [0, 1] that a sample is chosen; or a pair (at the data, at pure noise) between which it is

@@ -20,6 +20,13 @@ class Warmup(Coupling):
     One call is one step (with gradient accumulation, one micro-batch). The number of calls is state: it is saved in
     checkpoints, and validation does not advance it.
 
+    >>> import torch
+    >>> from immiscible_policy.coupling import KNN
+    >>> coupling = Warmup(KNN(k=8), start=1000, anneal_to={"k": 1}, anneal_over=50_000)
+    >>> noise = coupling(torch.randn(64, 16, 2))  # the first of 1,000 calls with independent noise
+    >>> coupling.calls
+    1
+
     Args:
         coupling: what pairs after the start.
         start: calls with independent noise before the coupling starts.
@@ -35,7 +42,7 @@ class Warmup(Coupling):
 
     coupling: Coupling
     start: int = 0
-    anneal_to: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    anneal_to: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
     anneal_over: int = 0
     _state: dict[str, int] = field(default_factory=lambda: {"calls": 0}, init=False, repr=False, compare=False)
 
@@ -49,17 +56,16 @@ class Warmup(Coupling):
             if value < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {value}")
         given = self.anneal_to
-        pairs = given.items() if isinstance(given, Mapping) else given
-        object.__setattr__(self, "anneal_to", tuple((str(name), value) for name, value in pairs))
+        object.__setattr__(self, "anneal_to", tuple(dict(given).items()) if given else None)
         if bool(self.anneal_to) != bool(self.anneal_over):
             raise ValueError(
                 "anneal_to and anneal_over belong together: what changes, and over how many calls; got "
-                f"anneal_to={dict(self.anneal_to)}, anneal_over={self.anneal_over}"
+                f"anneal_to={given!r}, anneal_over={self.anneal_over}"
             )
         self._check_annealed()
 
     def _check_annealed(self) -> None:
-        for name, final in dict(self.anneal_to).items():
+        for name, final in dict(self.anneal_to or ()).items():
             begin = getattr(self.coupling, name, None)
             if not _is_number(begin) or not _is_number(final):
                 raise ValueError(
@@ -89,7 +95,7 @@ class Warmup(Coupling):
             return self.coupling
         share = min(1.0, (call - self.start) / self.anneal_over)
         values: dict[str, float] = {}
-        for name, final in dict(self.anneal_to).items():
+        for name, final in dict(self.anneal_to or ()).items():
             begin = getattr(self.coupling, name)
             value = begin + share * (final - begin)
             values[name] = round(value) if isinstance(begin, int) else value

@@ -19,6 +19,7 @@ from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_policy.py"
+COUPLINGS = ", ".join(sorted(path.stem for path in (SCRIPT.parents[1] / "configs" / "coupling").glob("*.yaml")))
 TINY = (
     "preset=quick",
     "steps=8",
@@ -117,7 +118,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run_script, store
     ("arguments", "message"),
     [
         (["coupling=knn", "k=0"], "k must be an integer >= 1, got 0"),
-        (["coupling=knnn"], "coupling=knnn: choose one of assignment, knn, none"),
+        (["coupling=knnn"], f"coupling=knnn: choose one of {COUPLINGS}"),
         (["kk=3"], "unknown setting 'kk': choose one of batch_size, coupling"),
         (["trainer.lr=1"], "unknown setting 'lr' in trainer: choose one of batch_size, betas"),
         (["trainer.lr_schedule=cos"], "lr_schedule='cos': choose one of"),
@@ -210,7 +211,7 @@ def test_the_real_command_in_its_own_process(store: Path, tmp_path: Path) -> Non
         [sys.executable, str(SCRIPT), "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
     ).stdout
     assert "coupling=knn k=2" in help_text
-    assert "coupling: assignment, knn, none" in help_text
+    assert f"coupling: {COUPLINGS}" in help_text
 
 
 def test_two_processes_train_one_model_and_resume(store: Path, tmp_path: Path) -> None:
