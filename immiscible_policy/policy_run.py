@@ -123,7 +123,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data)
     if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
-        print(f"coupling: {coupling}. {coupling.caveat}")
+        print(f"coupling: {coupling}; {coupling.caveat}")
     _fit_coupling(coupling, policy, data.train)
     config = trainer_config(cfg, len(data.train))
     run_dir = _prepare_run_dir(run_dir, cfg.device)

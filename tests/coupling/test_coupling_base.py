@@ -1,5 +1,6 @@
 """What every coupling promises: shapes, dtypes, the generator, clear refusals, no heavy imports."""
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Sinkhorn, Warmup
 
 ALL = [
     Independent(),
@@ -21,6 +22,18 @@ ALL = [
     LinearAssignment(),
     LinearAssignment("sqeuclidean"),
     LinearAssignment("l1"),
+    LinearAssignment("inner"),
+    LinearAssignment("sqeuclidean", solver="auction"),
+    LinearAssignment("sqeuclidean", "fp16", solver="greedy"),
+    LinearAssignment("sqeuclidean", standardize=True),
+    LinearAssignment(pool_factor=1.5),
+    LinearAssignment("inner", "bf16", "auction", True, 2, across_ranks=True),
+    Mixture(KNN(4), p=0.7),
+    Mixture(LinearAssignment(), p=0.7),
+    Mixture(KNN(4), p=1.0),
+    Sinkhorn(),
+    Sinkhorn(0.1, "l2"),
+    Sinkhorn(rounding="sample"),
 ]
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -105,8 +118,9 @@ def test_state_is_empty_and_foreign_state_is_refused(coupling):
 
 @pytest.mark.parametrize("coupling", ALL, ids=repr)
 def test_couplings_are_frozen_values(coupling):
-    assert coupling == type(coupling)(**vars(coupling))
-    assert hash(coupling) == hash(type(coupling)(**vars(coupling)))
+    settings = {field.name: getattr(coupling, field.name) for field in dataclasses.fields(coupling) if field.init}
+    assert coupling == type(coupling)(**settings)
+    assert hash(coupling) == hash(type(coupling)(**settings))
     with pytest.raises(FrozenInstanceError):
         coupling.k = 5
 
@@ -118,6 +132,11 @@ def test_a_new_coupling_needs_only_one_method():
 
     noise = torch.randn(3, 2)
     assert torch.equal(Opposite()(torch.zeros(3, 2), noise), -noise)
+
+
+@pytest.mark.parametrize("coupling", ALL, ids=repr)
+def test_the_text_of_a_coupling_makes_it_again(coupling):
+    assert eval(repr(coupling), {type(c).__name__: type(c) for c in ALL}) == coupling
 
 
 X = torch.zeros(4, 3, 2)
@@ -166,6 +185,16 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
         r"mask must be on the device",
     ),
     ({"data": X, "generator": 3}, TypeError, r"generator must be a torch.Generator or None, got int"),
+    ({"data": X, "time": 0.5}, TypeError, r"time must be a torch.Tensor or None, got float"),
+    ({"data": X, "time": torch.zeros(4, dtype=torch.long)}, TypeError, r"time must be a float tensor.*got torch.int64"),
+    ({"data": X, "time": torch.zeros(3)}, ValueError, r"time must have shape \(B,\) = \(4,\), got \(3,\)"),
+    ({"data": X, "indices": [0, 1, 2, 3]}, TypeError, r"indices must be a torch.Tensor or None, got list"),
+    ({"data": X, "indices": torch.zeros(4)}, TypeError, r"indices must be an int64 or int32 tensor, got torch.float32"),
+    (
+        {"data": X, "indices": torch.zeros(4, 1, dtype=torch.long)},
+        ValueError,
+        r"indices must have shape \(B,\) = \(4,\), got \(4, 1\)",
+    ),
     (
         {"data": X.to("meta"), "generator": torch.Generator()},
         ValueError,
@@ -174,7 +203,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("coupling", [Independent(), KNN(k=2), LinearAssignment()], ids=repr)
+@pytest.mark.parametrize("coupling", [Independent(), KNN(k=2), LinearAssignment(), Warmup(KNN(k=2))], ids=repr)
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
 def test_bad_arguments_are_named(coupling, arguments, error, message):
     with pytest.raises(error, match=message):
