@@ -17,14 +17,13 @@ inner product needs no parts, since a weighted one is that with the weighted dat
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from immiscible_policy.coupling._knn_parts import Part
-from immiscible_policy.coupling._knn_rows import Rows, Split, combine, of_block, split_all
+from immiscible_policy.coupling._knn_rows import Rows, Split, combine, of_block, row_products, split_all
 from immiscible_policy.coupling._knn_scalars import chi_square, largest_of_others, normals, winner
 
 
@@ -70,12 +69,10 @@ def most_aligned(
     """One of the ``pick`` largest <w x, n> of k candidates: only g moves. weight: (1, D) or None."""
     blocks = rows.blocks
     products, lengths = [], []
-    scratch = torch.empty((blocks[0].stop, math.prod(rows.data.shape[1:])), dtype=rows.dtype, device=rows.data.device)
     for block in blocks:
         x = _weighted(rows.x(block), weight)
-        lengths.append(torch.linalg.vector_norm(x, dim=1, keepdim=True))
-        buffer = scratch[: x.shape[0]]
-        products.append(torch.mul(x, rows.n(block).to(x.dtype), out=buffer).sum(1, keepdim=True))
+        lengths.append(row_products(x, x).sqrt_())
+        products.append(row_products(x, rows.n(block).to(x.dtype)))
     norm = torch.cat(lengths)
     inverse = norm.reciprocal().masked_fill_(norm.logical_not(), 0.0)
     g = torch.cat(products).mul_(inverse)

@@ -101,7 +101,8 @@ def _nearest_kernel(  # type: ignore[no-untyped-def]
     scale = 1.0
     if METRIC != 2:
         reach = tl.where(has_direction, best_r_squared, best_r_squared + best_g * best_g)
-        scale = tl.sqrt(reach / tl.maximum(own_r_squared, 1e-12))
+        # Rounded to nearest, so that it is exactly 1 where the given noise wins.
+        scale = tl.sqrt_rn(tl.div_rn(reach, tl.maximum(own_r_squared, 1e-12)))
         scale = tl.where(has_direction & (dims == 1), 1.0, scale)
     along = (best_g - scale * own_g) * inverse
     for start in range(0, dims, BLOCK):

@@ -39,8 +39,9 @@ class KNN(Coupling):
     With ``mask``, distances, norms and D count the valid entries only; the others keep the noise as
     drawn. Half-precision data is coupled in float32, float64 data in float64. Exact candidates take
     O(B*D) time whatever k is, explicit ones O(k*B*D). Memory beyond the result: O(B*k) scalars for exact
-    candidates, and work space of about 1 MiB, or of a few rows where those are longer (on a GPU some
-    copies of the batch, unless the fused kernel of ``_knn_triton`` serves).
+    candidates, and work space of about 1 MiB, or of a few rows where those are longer. On a GPU work
+    space may be some copies of the batch; the fused kernel of ``_knn_triton``, used where it can be
+    (unmasked, unweighted, best of k, at most float32), needs none.
 
     What selection does to the noise n of a sample x of D entries, e = x/|x|. For every continuous cost
     the law of the best of k differs from the source's by KL = ln k - (k-1)/k nats (0.193 at k=2).
@@ -185,7 +186,8 @@ class KNN(Coupling):
             return drawn
         # A source may keep what it returns, and a given noise is never modified.
         out = drawn if noise is None and self.source is None else None
-        rows = Rows(data, drawn, context.mask)
+        weighted = parts[0].columns is not None
+        rows = Rows(data, drawn, context.mask, weighted)
         pick = 1 if self.pick == "best" else int(self.pick)
         generator = context.generator
         if self._is_explicit(len(parts), shape):
@@ -197,9 +199,10 @@ class KNN(Coupling):
             result = _knn_explicit.nearest(rows, row, self.metric, int(self.k), pick, draw, generator, out)
             if not self.correct_norm:
                 return result
-            return _knn_exact.with_fresh_norm(Rows(data, result, context.mask), parts[0].columns, generator, result)
+            corrected = Rows(data, result, context.mask, weighted)
+            return _knn_exact.with_fresh_norm(corrected, parts[0].columns, generator, result)
         assert isinstance(self.metric, str)
-        if pick == 1 and context.mask is None and parts[0].columns is None and not self.correct_norm:
+        if pick == 1 and context.mask is None and not weighted and not self.correct_norm:
             kernel = _kernel_for(data)
             if kernel is not None:
                 fused: Tensor = kernel.nearest(data, drawn, self.metric, float(self.k), generator, out)

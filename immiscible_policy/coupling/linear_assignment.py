@@ -57,10 +57,10 @@ class LinearAssignment(Coupling):
 
     Args:
         metric: "l2" is the published cost, the unsquared Euclidean distance. "sqeuclidean" is solved
-            through -<x_i, n_j> (terms of the row or the column alone do not change the optimum): about
-            the same pairs' distance, several times faster. "l1" is the sum of absolute differences.
-            "inner" makes the total <x_i, n_j> greatest: the optimum of "sqeuclidean", except that with
-            masks or ``pool_factor`` the norm of the noise on the valid entries does not count.
+            through -<x_i, n_j> (terms of the row or the column alone do not change the optimum): nearly
+            the same mean distance, and the metric on which "greedy" works well. "l1" is the sum of
+            absolute differences. "inner" makes the total <x_i, n_j> greatest: the optimum of "sqeuclidean",
+            except that with masks or ``pool_factor`` the norm of the noise on the valid entries does not count.
         cost_dtype: precision of the cost matrix. "fp32": float32 at least. "fp16" and "bf16" round as
             the published code does: data and noise are rounded to that dtype, distances are
             accumulated in float32, and the resulting cost is rounded to that dtype (bf16 keeps 8 bits,

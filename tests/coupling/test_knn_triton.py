@@ -12,7 +12,7 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 pytest.importorskip("triton")
 
-from immiscible_policy.coupling import KNN, _knn_exact, _knn_triton
+from immiscible_policy.coupling import KNN, _knn_exact, _knn_triton, knn
 from immiscible_policy.coupling._knn_parts import Part
 from immiscible_policy.coupling._knn_rows import Rows
 
@@ -113,15 +113,51 @@ def test_trying_the_kernel_leaves_the_generator_as_it_is():
     assert torch.equal(torch.get_rng_state() if DEVICE == "cpu" else torch.cuda.get_rng_state(), state)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-@pytest.mark.parametrize("metric", ["l2", "cosine", "inner"])
-def test_a_call_on_a_gpu_takes_the_kernel(metric, monkeypatch):
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """Metrics that the kernel was called for; on a CPU too, where KNN would not choose it."""
+    seen = []
     fused = _knn_triton.nearest
-    monkeypatch.setattr(_knn_triton, "nearest", lambda *a: calls.append(1) or fused(*a))
-    data = torch.randn(64, 16, 2, device=DEVICE)
-    noise = KNN(4, metric)(data, generator=generator(3))
-    wanted = plain(data, torch.randn(data.shape, generator=(g := generator(3)), device=DEVICE), metric, 4, 3)
-    assert len(calls) == 1
-    assert noise.shape == wanted.shape
-    assert g is not None
+    monkeypatch.setattr(_knn_triton, "nearest", lambda *a: seen.append(a[2]) or fused(*a))
+    if DEVICE == "cpu":
+        monkeypatch.setattr(knn, "_kernel_for", lambda data: _knn_triton)
+    return seen
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "inner"])
+@pytest.mark.parametrize("given_noise", [False, True])
+def test_calls_take_the_kernel(metric, given_noise, calls):
+    data = torch.randn(16, 8, 2, generator=generator(0), device=DEVICE)
+    g = generator(3)
+    drawn = torch.randn(data.shape, generator=g, device=DEVICE)
+    before = drawn.clone()
+    noise = KNN(4, metric)(data, drawn if given_noise else None, generator=g if given_noise else generator(3))
+    assert calls == [metric]
+    assert torch.equal(drawn, before)
+    g = generator(3)
+    torch.randn(data.shape, generator=g, device=DEVICE)
+    rows = Rows(data, drawn, None)
+    if metric == "inner":
+        wanted = _knn_exact.most_aligned(rows, None, 4, 1, g, None)
+    else:
+        wanted = _knn_exact.nearest(rows, (Part(1.0, None),), metric, 4, 1, False, g, None)
+    assert noise.cpu() == pytest.approx(wanted.cpu(), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"metric": "l1"},
+        {"candidates": "explicit"},
+        {"pick": 2},
+        {"features": {1: [0]}},
+        {"weights": {1: [1, 1, 1, 2]}},
+        {"correct_norm": True},
+        {"k": 1},
+    ],
+)
+def test_what_the_kernel_does_not_serve_goes_the_plain_way(more, calls):
+    data = torch.randn(16, 4, 2, device=DEVICE)
+    assert KNN(**{"k": 4, **more})(data).shape == data.shape
+    KNN(4)(data, mask=torch.ones(1, dtype=torch.bool, device=DEVICE))
+    assert calls == []
