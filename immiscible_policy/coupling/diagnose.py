@@ -6,11 +6,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from immiscible_policy.coupling._checks import check_arguments, flat_mask, flat_rows
+from immiscible_policy.coupling.skew import explained_share, regressors_of
 
 _TABLE = (
     ("distance", "{:.4f}", "mean |x - n|"),
@@ -110,9 +110,9 @@ def diagnose(data: Tensor, noise: Tensor, condition: Tensor | None = None, mask:
         noise_mean=float(entries.mean()),
         noise_variance=float(entries.var(correction=0)),
         noise_norm=float((n.square().sum(1)[used] / dims[used]).mean()),
-        reuse=_share_reused(flat_rows(noise, noise.dtype)),
+        reuse=share_reused(flat_rows(noise, noise.dtype)),
         data_skew=explained_share(x, n, valid),
-        condition_skew=math.nan if condition is None else explained_share(_regressors(condition), n, valid),
+        condition_skew=math.nan if condition is None else explained_share(regressors_of(condition), n, valid),
     )
 
 
@@ -137,54 +137,6 @@ def expected_distance(norm: Tensor, dims: Tensor) -> Tensor:
     return integrand.sum(1) * step / math.sqrt(4.0 * math.pi)
 
 
-def explained_share(regressors: Tensor, noise: Tensor, valid: Tensor) -> float:
-    """Share of the noise's variance that a linear regression on ``regressors`` explains, adjusted.
-
-    The regressors are centred and replaced by their leading principal components, at most B/4 of them,
-    and H is the projection on these. With centred noise m, explained sum E = |H m|^2 and total T = |m|^2
-    (all coordinates pooled), the share is (E - C) / (T - C), where C = B/(B-1) sum_i H_ii |m_i|^2 is what
-    independent noise reaches by chance. For rows of equal norm this is the adjusted R^2,
-    1 - (1 - E/T)(B-1)/(B-1-p); row-wise weights keep it at 0 in expectation under masks too.
-
-    Args:
-        regressors: (B, P). noise: (B, D). valid: (B, D) bool, entries of the noise that count.
-
-    Returns:
-        The share; 0 where the regressors are constant; NaN for B < 8, too few to tell.
-    """
-    batch = noise.shape[0]
-    if batch < 8:
-        return math.nan
-    basis = _leading_components(regressors.double(), batch // 4)
-    if basis.shape[1] == 0:
-        return 0.0
-    column_mean = noise.sum(0) / valid.sum(0).clamp_min(1)
-    centred = (noise - column_mean).masked_fill(~valid, 0.0)
-    row_total = centred.square().sum(1)
-    explained = float((basis.T @ centred).square().sum())
-    chance = float((basis.square().sum(1) * row_total).sum()) * batch / (batch - 1)
-    total = float(row_total.sum())
-    return (explained - chance) / (total - chance) if total > chance else math.nan
-
-
-def _leading_components(regressors: Tensor, at_most: int) -> Tensor:
-    """Orthonormal basis (B, p) of the leading principal components' scores, p <= at_most."""
-    centred = regressors - regressors.mean(0)
-    # QR first: the SVD of a tall matrix is then that of a small one, with no loss of digits.
-    frame, small = torch.linalg.qr(centred)
-    scores, singular, _ = torch.linalg.svd(small, full_matrices=False)
-    scale = float(torch.linalg.vector_norm(regressors))
-    rank = int((singular > scale * max(centred.shape) * np.finfo(np.float64).eps).sum())
-    return frame @ scores[:, : min(rank, at_most)]
-
-
-def _regressors(condition: Tensor) -> Tensor:
-    """Labels as one indicator per class, anything else as flat float64 vectors; (B, P)."""
-    if condition.ndim == 1 and not condition.is_floating_point():
-        _, classes = torch.unique(condition, return_inverse=True)
-        return torch.nn.functional.one_hot(classes).double()
-    return flat_rows(condition, torch.float64)
-
-
-def _share_reused(noise: Tensor) -> float:
+def share_reused(noise: Tensor) -> float:
+    """Share of the rows of (B, D) that equal an earlier row."""
     return 1.0 - torch.unique(noise, dim=0).shape[0] / noise.shape[0]

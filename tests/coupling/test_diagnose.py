@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from immiscible_policy.coupling import KNN, Diagnosis, Independent, LinearAssignment, diagnose
-from immiscible_policy.coupling.diagnose import expected_distance, explained_share
+from immiscible_policy.coupling.diagnose import expected_distance
 
 
 def generator(seed: int) -> torch.Generator:
@@ -88,40 +88,6 @@ def test_assignment_keeps_the_noise_but_not_the_condition():
     assert abs(before.data_skew) < 0.02
     assert after.data_skew > 0.15
     assert after.condition_skew > before.condition_skew + 0.005
-
-
-def test_explained_share_finds_the_known_share():
-    """n = a x + sqrt(1 - a^2) z: the data explain a^2."""
-    x, z = normal(4_000, 8).double(), normal(4_000, 8, seed=1).double()
-    valid = torch.ones(4_000, 8, dtype=torch.bool)
-    for a in (0.0, 0.3, 0.8, 1.0):
-        found = explained_share(x, a * x + math.sqrt(1 - a * a) * z, valid)
-        assert found == pytest.approx(a * a, abs=0.02)
-
-
-def test_explained_share_is_unbiased_for_independent_noise_even_in_small_masked_batches():
-    """Many batches of 24 with 6 regressors, of which chance alone explains a quarter."""
-    torch.manual_seed(0)
-    shares = []
-    for _ in range(400):
-        valid = torch.rand(24, 5) < torch.linspace(0.2, 1.0, 24)[:, None]
-        noise = (torch.randn(24, 5, dtype=torch.float64) + 0.5).masked_fill(~valid, 0.0)
-        shares.append(explained_share(torch.randn(24, 40, dtype=torch.float64), noise, valid))
-    standard_error = np.std(shares) / math.sqrt(len(shares))
-    assert np.mean(shares) == pytest.approx(0.0, abs=4 * standard_error)
-    assert standard_error < 0.01
-
-
-def test_explained_share_equals_the_adjusted_r_squared_for_equal_rows():
-    rows, regressors = 64, 5
-    x = normal(rows, regressors).double()
-    # +-1 noise with zero column sums: all centred rows have the same norm.
-    noise = torch.stack([torch.randperm(rows, generator=generator(s)) % 2 * 2.0 - 1.0 for s in range(7)], 1).double()
-    design = torch.cat((torch.ones(rows, 1, dtype=torch.float64), x), 1)
-    residual = noise - design @ torch.linalg.lstsq(design, noise).solution
-    r_squared = 1 - float(residual.square().sum() / noise.square().sum())
-    adjusted = 1 - (1 - r_squared) * (rows - 1) / (rows - 1 - regressors)
-    assert explained_share(x, noise, torch.ones_like(noise, dtype=torch.bool)) == pytest.approx(adjusted, abs=1e-10)
 
 
 def test_labels_are_classes_and_not_numbers():

@@ -1,0 +1,1 @@
+"""What only images need: data sets."""
