@@ -84,13 +84,17 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 
 
-def build_policy(cfg: DictConfig, data: PolicyData) -> DiffusionPolicy:
-    """The policy that ``cfg`` describes, freshly initialised, with its normalisers fitted on all the data."""
+def build_policy(cfg: DictConfig, data: PolicyData, coupling: Coupling | None = None) -> DiffusionPolicy:
+    """The policy that ``cfg`` describes, freshly initialised, with its normalisers fitted on all the data.
+
+    ``coupling`` is noted in the policy's configuration.
+    """
     policy = DiffusionPolicy(
         observation_dim=data.observation.shape[1],
         action_dim=data.action.shape[1],
         objective=_plain(cfg.objective),
         task=_plain(cfg.task),
+        coupling=None if coupling is None else str(coupling),
         **_plain(cfg.policy),
     )
     policy.fit_normalizers(torch.from_numpy(data.observation), torch.from_numpy(data.action))
@@ -121,7 +125,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     record = run_dir / "demonstrations.json"
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
-    policy = build_policy(cfg, data)
+    policy = build_policy(cfg, data, coupling)
     if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     _fit_coupling(coupling, policy, data.train)

@@ -8,6 +8,7 @@ is never waited for: there the scalar is read at a later call.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -160,21 +161,26 @@ def _raise_if_not_finite(name: str, tensor: Tensor, valid: Tensor) -> None:
         )
 
 
-class _LateCheck:
+class LateCheck:
     """Reads norms from a GPU without waiting for it: a copy is begun at one call and read at a later one.
 
     While a copy is under way further norms go unread; data that is not finite makes noise, and soon a loss, that is
     not finite either.
+
+    Args:
+        begin_copy: norm -> (its copy on the host, function that says whether the copy has arrived).
     """
 
-    def __init__(self) -> None:
-        self._copies: dict[torch.device, tuple[Tensor, torch.cuda.Event]] = {}
+    def __init__(self, begin_copy: Callable[[Tensor], tuple[Tensor, Callable[[], bool]]]) -> None:
+        self._begin_copy = begin_copy
+        self._copies: dict[torch.device, tuple[Tensor, Callable[[], bool]]] = {}
 
     def check(self, norm: Tensor) -> None:
+        """Begin to read a scalar norm; ValueError if the one begun before has arrived and is not finite."""
         under_way = self._copies.get(norm.device)
         if under_way is not None:
-            host, event = under_way
-            if not event.query():
+            host, has_arrived = under_way
+            if not has_arrived():
                 return
             del self._copies[norm.device]
             if not math.isfinite(float(host)):
@@ -182,11 +188,15 @@ class _LateCheck:
                     f"data must be finite and normalised, but at an earlier call its norm was {float(host)} (on "
                     f"{norm.device} this is noticed late, so that no step waits for it)"
                 )
-        host = torch.empty((), dtype=norm.dtype, pin_memory=True)
-        host.copy_(norm, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(norm.device))
-        self._copies[norm.device] = host, event
+        self._copies[norm.device] = self._begin_copy(norm)
 
 
-_LATE = _LateCheck()
+def _copy_from_gpu(norm: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    host = torch.empty((), dtype=norm.dtype, pin_memory=True)
+    host.copy_(norm, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(norm.device))
+    return host, event.query
+
+
+_LATE = LateCheck(_copy_from_gpu)

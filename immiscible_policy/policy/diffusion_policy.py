@@ -58,6 +58,7 @@ class DiffusionPolicy(
             published recipe trains on them, hence False.
         task: free description of what the policy was trained for (environment and observation type); evaluation
             builds its environment from it.
+        coupling: text of the coupling that the policy was trained with, as ``parse_coupling`` reads it. A record only.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class DiffusionPolicy(
         num_inference_steps: int = 100,
         mask_padding: bool = False,
         task: Mapping[str, Any] | None = None,
+        coupling: str | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= n_action_steps <= horizon - n_obs_steps + 1:
@@ -84,6 +86,7 @@ class DiffusionPolicy(
         self.num_inference_steps = num_inference_steps
         self.mask_padding = mask_padding
         self.task = dict(task or {})
+        self.coupling = coupling
         self.objective = build_objective(objective or {"name": "ddpm"})
         self.network = build_network(
             network or {"name": "unet1d"},

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Sinkhorn, Warmup
+from immiscible_policy.coupling._checks import LateCheck
 
 ALL = [
     Independent(),
@@ -213,6 +214,27 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_arguments_are_named(coupling, arguments, error, message):
     with pytest.raises(error, match=message):
         coupling(**arguments)
+
+
+def test_norms_on_a_gpu_are_read_when_they_have_arrived():
+    arrived = []
+
+    def begin_copy(norm):
+        arrived.append(False)
+        place = len(arrived) - 1
+        return norm.clone(), lambda: arrived[place]
+
+    check = LateCheck(begin_copy).check
+    check(torch.tensor(float("nan")))
+    check(torch.tensor(1.0))  # the first is still under way
+    assert len(arrived) == 1
+    arrived[0] = True
+    with pytest.raises(ValueError, match="data must be finite and normalised, but at an earlier call its norm was nan"):
+        check(torch.tensor(1.0))
+    for _ in range(3):
+        check(torch.tensor(2.0))
+        arrived[-1] = True
+    assert len(arrived) == 4
 
 
 @pytest.mark.parametrize("coupling", ALL, ids=repr)

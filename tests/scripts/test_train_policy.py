@@ -13,6 +13,7 @@ import torch
 
 from envs.pusht.demonstrator import Demonstration
 from envs.pusht.physics import World
+from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.data import generate, sources
 from immiscible_policy.policy import load_policy
 from immiscible_policy.training.checkpoint import load_state
@@ -71,7 +72,9 @@ def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path,
     coupled = [line for line in lines if "validation/loss_coupled" in line]
     assert bool(coupled) == (coupling != "coupling=none")
     assert sum("validation/loss_independent" in line for line in lines) == 2
-    assert load_policy(run_dir / "checkpoints" / "best").task["obs_type"] == "keypoints"
+    best = load_policy(run_dir / "checkpoints" / "best")
+    assert best.task["obs_type"] == "keypoints"
+    assert str(parse_coupling(best.coupling)) == summary["coupling"]
     printed = capsys.readouterr().out
     assert ("has no effect" in printed) == (coupling != "coupling=knn")
     for path in ("run/summary.json", "run/media/film_strip.png", "run/checkpoints/step=0000008"):
@@ -238,7 +241,7 @@ def test_two_processes_train_one_model_and_resume(store: Path, tmp_path: Path) -
         assert done.returncode == 0, done.stderr
 
     # Each process takes its own half of a global batch of 16, so an epoch is as long as for one process of 16.
-    launch(*tiny(store, "run", "coupling=knn", "k=2", "steps=4", "batch_size=8"))
+    launch(*tiny(store, "run", "coupling=assignment", "coupling.across_ranks=true", "steps=4", "batch_size=8"))
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[-1]["step"] == 4
     state = load_state(tmp_path / "run" / "checkpoints" / "latest")
