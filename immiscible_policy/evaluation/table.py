@@ -14,8 +14,8 @@ from immiscible_policy.evaluation.statistics import (
     RULES,
     bootstrap_mean,
     hierarchical_bootstrap_mean,
-    paired_difference,
 )
+from immiscible_policy.evaluation.variance_components import paired_difference_t
 from immiscible_policy.training.metrics import read_metrics
 
 _KEPT = ("coupling", "seed", "demonstrations", "command", "versions", "training_seconds", "curve")
@@ -68,7 +68,7 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
     Runs may be compared only under the same evaluation settings and training steps, which is checked. Runs on different
     demonstrations stand in rows of their own; differences are between couplings on the same demonstrations. Intervals
     resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one training seed, episodes only.
-    Differences use the training seeds that both arms have.
+    Differences use the training seeds that both arms have, and t quantiles (``paired_difference_t``).
     """
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
@@ -93,7 +93,7 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
             row[f"{measure}_by_seed"] = values.mean(axis=1).tolist()
             shared = sorted(set(arm) & set(other))
             if coupling != baseline and shared:
-                difference = paired_difference(
+                difference = paired_difference_t(
                     values[[row["seeds"].index(s) for s in shared]], _scores(other, shared, measure)
                 )
                 row[f"{measure}_difference"] = asdict(difference)
