@@ -1,8 +1,6 @@
 """The window in which a person records PushT demonstrations with the mouse (`envs.pusht.teleoperation`)."""
 
 import os
-import sys
-from collections.abc import Callable
 
 # Before the import that would print it.
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -11,19 +9,16 @@ import pygame
 
 from envs.pusht import geometry
 from envs.pusht.geometry import Point
-from envs.pusht.rendering import Renderer
+from envs.pusht.live_window import LiveWindow, NoDisplayError, Tick, run_live
+from envs.pusht.picture import Picture
 from envs.pusht.teleoperation import START_DISTANCE, Command, Phase, Teleoperation
 
-FRAMES_PER_SECOND = 60
+__all__ = ["KEYS", "NoDisplayError", "TeleoperationWindow", "run"]
+
 HELP = (
     "r restart    n, Enter save and go on    d delete the last saved one",
     "space, p pause    q quit (drops only the episode on the screen)",
 )
-# Drivers that SDL falls back to, without an error, where there is no screen.
-_INVISIBLE_DRIVERS = ("offscreen", "dummy")
-_STEP_MILLISECONDS = 1000.0 / geometry.CONTROL_HZ
-_PANEL_HEIGHT, _MARGIN, _LINE_HEIGHT, _FONT_SIZE = 96, 8, 21, 20
-_TEXT_COLOR, _PANEL_COLOR = (30, 30, 30), (240, 240, 240)
 
 KEYS = {
     pygame.K_r: Command.RESTART,
@@ -37,46 +32,20 @@ KEYS = {
 }
 
 
-class NoDisplayError(RuntimeError):
-    """There is no screen to show the window on."""
-
-
 class TeleoperationWindow:
     """The window: the world above, what goes on and the keys below. NoDisplayError without a screen."""
 
     def __init__(self) -> None:
-        chosen = os.environ.get("SDL_VIDEODRIVER")
-        try:
-            # Asked first, because libraries that look for a screen in vain print lines of their own.
-            if sys.platform == "linux" and not (
-                chosen or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-            ):
-                raise pygame.error("neither DISPLAY nor WAYLAND_DISPLAY is set")
-            pygame.display.init()
-            if pygame.display.get_driver() in _INVISIBLE_DRIVERS and not chosen:
-                raise pygame.error("no screen found")
-            self._screen = pygame.display.set_mode((geometry.WINDOW_SIZE, geometry.WINDOW_SIZE + _PANEL_HEIGHT))
-        except pygame.error as error:
-            pygame.display.quit()
-            raise NoDisplayError(f"no window can be opened ({error}); run this where there is a screen") from error
-        pygame.display.set_caption("PushT demonstrations")
-        pygame.font.init()
-        self._font = pygame.font.Font(None, _FONT_SIZE)
-        self._renderer = Renderer()
+        self._picture = Picture(n_lines=2 + len(HELP))
+        self._window = LiveWindow("PushT demonstrations", self._picture.surface.get_size())
 
     def show(self, session: Teleoperation, fraction: float) -> None:
         """Shows the session at a fraction of its last control step."""
         agent, block, angle = session.pose(fraction)
-        self._screen.blit(self._renderer.draw(agent, block, angle), (0, 0))
+        self._picture.draw(agent, block, angle, self.lines(session))
         if session.phase is Phase.WAITING:
-            center = (round(agent[0]), round(agent[1]))
-            pygame.draw.circle(self._screen, geometry.TARGET_COLOR, center, round(START_DISTANCE), width=2)
-        panel = pygame.Rect(0, geometry.WINDOW_SIZE, geometry.WINDOW_SIZE, _PANEL_HEIGHT)
-        self._screen.fill(_PANEL_COLOR, panel)
-        for index, line in enumerate(self.lines(session)):
-            text = self._font.render(line, True, _TEXT_COLOR)
-            self._screen.blit(text, (_MARGIN, panel.top + _MARGIN + index * _LINE_HEIGHT))
-        pygame.display.flip()
+            self._picture.ring(agent, START_DISTANCE, geometry.TARGET_COLOR)
+        self._window.show(self._picture.surface)
 
     @staticmethod
     def lines(session: Teleoperation) -> tuple[str, ...]:
@@ -86,46 +55,49 @@ class TeleoperationWindow:
 
     def close(self) -> None:
         """Takes the window off the screen."""
-        pygame.display.quit()
+        self._window.close()
 
 
-def run(session: Teleoperation, tick: Callable[[int], float] | None = None) -> None:
+def run(session: Teleoperation, tick: Tick | None = None) -> None:
     """Shows a window until the session is finished.
 
     Args:
         session: gets the mouse and the keys.
-        tick: waits for the next of so many frames a second and returns the milliseconds since the last one; for
-            tests that do not wait.
+        tick: for tests that do not wait, see `envs.pusht.live_window.Tick`.
 
     Raises:
         NoDisplayError: there is no screen.
     """
     if session.finished:
         return
-    window = TeleoperationWindow()
-    tick = tick or pygame.time.Clock().tick
-    mouse: Point | None = None
-    elapsed = 0.0
+    live = _Recording(session, TeleoperationWindow())
     try:
-        while not session.finished:
-            mouse = _read_events(session, mouse)
-            elapsed += tick(FRAMES_PER_SECOND)
-            if elapsed >= _STEP_MILLISECONDS:
-                # A machine too slow for that many steps a second makes fewer: it must not catch up in a rush.
-                elapsed %= _STEP_MILLISECONDS
-                session.step(mouse)
-            window.show(session, elapsed / _STEP_MILLISECONDS)
+        run_live(live, 1000.0 / geometry.CONTROL_HZ, tick)
     finally:
-        window.close()
+        live.window.close()
 
 
-def _read_events(session: Teleoperation, mouse: Point | None) -> Point | None:
-    """Hands the keys pressed since the last call to the session; returns where the mouse is."""
-    for event in pygame.event.get():
+class _Recording:
+    """A session in its window, with the mouse where it was last seen."""
+
+    def __init__(self, session: Teleoperation, window: TeleoperationWindow) -> None:
+        self.session, self.window = session, window
+        self._mouse: Point | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.session.finished
+
+    def read(self, event: pygame.event.Event) -> None:
         if event.type == pygame.QUIT:
-            session.handle(Command.QUIT)
+            self.session.handle(Command.QUIT)
         elif event.type == pygame.KEYDOWN and event.key in KEYS:
-            session.handle(KEYS[event.key])
+            self.session.handle(KEYS[event.key])
         elif event.type == pygame.MOUSEMOTION:
-            mouse = event.pos
-    return mouse
+            self._mouse = event.pos
+
+    def step(self) -> None:
+        self.session.step(self._mouse)
+
+    def show(self, fraction: float, milliseconds: float) -> None:
+        self.window.show(self.session, fraction)
