@@ -22,6 +22,9 @@ HOW_TO_GET = (
     "get it with `python scripts/download_pusht.py`, point `dataset.path=...` to your copy, or let the demonstrator "
     "make demonstrations: `dataset=demonstrator`"
 )
+HOW_TO_GET_PICTURES = (
+    "image observations need recorded pictures, as the human demonstrations have them, or `dataset=demonstrator`"
+)
 
 # Shape of one time step of each array of the PushT set; other arrays may have any.
 STEP_SHAPES: dict[str, tuple[int, ...]] = {
@@ -155,7 +158,8 @@ def _find_array(group: zarr.Group, key: str, path: Path) -> zarr.Array:
             found = ", ".join(sorted(group[folder].array_keys()))  # type: ignore[union-attr]
         except Exception:
             found = ""
-        raise DataError(f"{path}: array {key} is missing; {folder}/ holds: {found or 'nothing'}") from error
+        hint = f"; {HOW_TO_GET_PICTURES}" if key == "data/img" else ""
+        raise DataError(f"{path}: array {key} is missing; {folder}/ holds: {found or 'nothing'}{hint}") from error
     if not isinstance(array, zarr.Array):
         raise DataError(f"{path}: {name!r} in {folder}/ is a group, expected an array")
     return array

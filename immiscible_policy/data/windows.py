@@ -13,7 +13,14 @@ from torch import Tensor
 from envs.pusht.vertices import vertices_in_world
 from immiscible_policy.data.replay import DataError, ReplayData
 
-OBS_TYPES = ("state", "keypoints", "environment_state_agent_pos")
+# The arrays of a replay store that each type of observation is made from.
+REPLAY_ARRAYS = {
+    "state": ("state",),
+    "keypoints": ("state", "keypoint"),
+    "environment_state_agent_pos": ("state",),
+    "pixels_agent_pos": ("state", "img"),
+}
+OBS_TYPES = tuple(REPLAY_ARRAYS)
 FLAT_ORDER = ("environment_state", "agent_pos")
 
 
@@ -30,7 +37,8 @@ class ActionWindows:
     execute after the last observation is `action[:, n_obs_steps - 1]`.
 
     Args:
-        observation: (N, Do) all steps, episodes end to end; stored as float32.
+        observation: (N, Do) all steps, episodes end to end; stored as float32. Or a dictionary of such parts, in
+            which uint8 parts (N, ...) of any rank (pictures) stay uint8; their memory is shared, not copied.
         action: (N, Da) same; stored as float32.
         episode_ends: (n_episodes,) index one past each episode's last step.
         horizon: length of the action sequence, >= 1.
@@ -45,7 +53,7 @@ class ActionWindows:
 
     def __init__(
         self,
-        observation: np.ndarray | Tensor,
+        observation: np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor],
         action: np.ndarray | Tensor,
         episode_ends: np.ndarray,
         horizon: int,
@@ -58,7 +66,14 @@ class ActionWindows:
         ends = np.asarray(episode_ends, dtype=np.int64)
         if ends.ndim != 1 or len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
             raise ValueError(f"episode_ends must be 1-D, positive and increasing, got {ends}")
-        self.observation = _as_steps("observation", observation, int(ends[-1]), device)
+        self.observation: Tensor | dict[str, Tensor]
+        if isinstance(observation, Mapping):
+            self.observation = {
+                name: _as_steps(f"observation {name}", part, int(ends[-1]), device)
+                for name, part in observation.items()
+            }
+        else:
+            self.observation = _as_steps("observation", observation, int(ends[-1]), device)
         self.action = _as_steps("action", action, int(ends[-1]), device)
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
 
@@ -84,16 +99,26 @@ class ActionWindows:
 
         Returns:
             `observation` (B, n_obs_steps, Do) and `action` (B, horizon, Da) float32; `action_is_pad`
-            (B, horizon) bool, True where the entry repeats an edge step instead of being recorded.
+            (B, horizon) bool, True where the entry repeats an edge step instead of being recorded. In the
+            place of `observation`, where it is a dictionary, `observation.<name>` (B, n_obs_steps, ...) for
+            each part, in its stored type.
         """
         indices = indices.to(self.step_index.device)
         steps = self.step_index.index_select(0, indices)
         size = len(indices)
         # index_select over flat rows costs about half of fancy indexing at these sizes.
         action = self.action.index_select(0, steps.reshape(-1))
-        observation = self.observation.index_select(0, steps[:, : self.n_obs_steps].reshape(-1))
+        seen = steps[:, : self.n_obs_steps].reshape(-1)
+        if isinstance(self.observation, Tensor):
+            parts = {"observation": self.observation}
+        else:
+            parts = {f"observation.{name}": part for name, part in self.observation.items()}
+        histories = {
+            name: part.index_select(0, seen).view(size, self.n_obs_steps, *part.shape[1:])
+            for name, part in parts.items()
+        }
         return {
-            "observation": observation.view(size, self.n_obs_steps, -1),
+            **histories,
             "action": action.view(size, self.horizon, -1),
             "action_is_pad": self.is_pad.index_select(0, indices),
         }
@@ -138,17 +163,19 @@ def split_episodes(
     return train_mask, val_mask
 
 
-def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
+def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray | dict[str, np.ndarray]:
     """Observations as the PushT environment would have returned them.
 
     Args:
-        replay: recorded steps with the arrays `state` and, for "keypoints", `keypoint`.
+        replay: recorded steps with the arrays that `REPLAY_ARRAYS` names.
         obs_type: "state" (5): agent xy, block xy in pixels, block angle in [0, 2 pi), whatever was recorded;
             "keypoints" (20): xy of the 9 block keypoints, then agent xy, in pixels;
-            "environment_state_agent_pos" (18): xy of the block's 8 vertices, then agent xy, in pixels.
+            "environment_state_agent_pos" (18): xy of the block's 8 vertices, then agent xy, in pixels;
+            "pixels_agent_pos": the recorded pictures and agent xy in pixels.
 
     Returns:
-        (n_steps, 5), (n_steps, 20) or (n_steps, 18) float32.
+        (n_steps, 5), (n_steps, 20) or (n_steps, 18) float32; for "pixels_agent_pos" a dictionary of `pixels`
+        (n_steps, 96, 96, 3) uint8 RGB, the replay's own array, and `agent_pos` (n_steps, 2) float32.
 
     Raises:
         ValueError: unknown obs_type. DataError: an array that it needs was not loaded.
@@ -156,6 +183,8 @@ def observations_from_replay(replay: ReplayData, obs_type: str) -> np.ndarray:
     if obs_type not in OBS_TYPES:
         raise ValueError(f"obs_type must be one of {', '.join(OBS_TYPES)}, got {obs_type!r}")
     state = _loaded(replay, "state")
+    if obs_type == "pixels_agent_pos":
+        return {"pixels": _loaded(replay, "img"), "agent_pos": np.ascontiguousarray(state[:, :2], dtype=np.float32)}
     if obs_type == "keypoints":
         keypoint = _loaded(replay, "keypoint")
         return np.concatenate([keypoint.reshape(len(keypoint), -1), state[:, :2]], axis=1, dtype=np.float32)
@@ -179,7 +208,9 @@ def flat_observation(observation: np.ndarray | Mapping[str, np.ndarray]) -> np.n
 def _loaded(replay: ReplayData, name: str) -> np.ndarray:
     if name not in replay.arrays:
         hint = ""
-        if "agent_pos" in replay.arrays:
+        if name == "img":
+            hint = ": it holds no pictures, which image observations are trained on"
+        elif "agent_pos" in replay.arrays:
             hint = ": this data set holds no block pose (lerobot/pusht has it in videos only; lerobot/pusht_keypoints"
             hint += " has it in numbers)"
         raise DataError(f"array {name!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}{hint}")
@@ -197,8 +228,11 @@ def _check_steps(horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
 
 
 def _as_steps(name: str, values: Any, n_steps: int, device: str | torch.device) -> Tensor:
-    steps = torch.as_tensor(values, dtype=torch.float32)
-    if steps.ndim != 2 or len(steps) != n_steps:
+    steps = torch.as_tensor(values)
+    is_pictures = steps.dtype == torch.uint8 and steps.ndim > 2
+    if not is_pictures:
+        steps = steps.to(torch.float32)
+    if (steps.ndim != 2 and not is_pictures) or len(steps) != n_steps:
         raise ValueError(f"{name} must have shape ({n_steps}, D), as episode_ends says, got {tuple(steps.shape)}")
     return steps.to(device).contiguous()
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from immiscible_policy.data.replay import DataError, ReplayData, load_replay
+from immiscible_policy.data.replay import DataError, ReplayData, load_replay, open_store
 from immiscible_policy.data.windows import ActionWindows, flat_observation, observations_from_replay, split_episodes
 
 
@@ -229,9 +229,8 @@ def test_keypoint_observation_is_keypoints_then_agent():
 
 
 def test_observations_that_cannot_be_made():
-    with pytest.raises(
-        ValueError, match="obs_type must be one of state, keypoints, environment_state_agent_pos, got 'pixels'"
-    ):
+    allowed = "state, keypoints, environment_state_agent_pos, pixels_agent_pos"
+    with pytest.raises(ValueError, match=f"obs_type must be one of {allowed}, got 'pixels'"):
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "pixels")
     with pytest.raises(DataError, match=r"array 'keypoint' was not loaded from made-up; loaded: \['state'\]"):
         observations_from_replay(replay_with(state=np.zeros((2, 5))), "keypoints")
@@ -256,6 +255,65 @@ def test_a_data_set_without_the_blocks_pose_says_so():
     replay = replay_with(action=np.zeros((2, 2)), agent_pos=np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"array 'state' was not loaded .* holds no block pose"):
         observations_from_replay(replay, "state")
+
+
+def test_image_windows_keep_pictures_as_they_are():
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
+    position, action = rng.normal(size=(9, 2)), rng.normal(size=(9, 2))
+    windows = ActionWindows({"pixels": pictures, "agent_pos": position}, action, np.array([4, 9]), 4, 2, 2)
+    assert windows.observation["pixels"].data_ptr() == pictures.ctypes.data  # shared, not copied
+    flat = ActionWindows(np.concatenate([position, position], axis=1), action, np.array([4, 9]), 4, 2, 2)
+    indices = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+    batch, reference = windows.batch(indices), flat.batch(indices)
+    assert set(batch) == {"observation.pixels", "observation.agent_pos", "action", "action_is_pad"}
+    assert batch["observation.pixels"].dtype == torch.uint8
+    assert batch["observation.agent_pos"].dtype == torch.float32
+    torch.testing.assert_close(batch["observation.agent_pos"], reference["observation"][..., :2])
+    assert torch.equal(batch["action"], reference["action"])
+    for i, index in enumerate(indices.tolist()):
+        for t in range(2):
+            row = int(windows.step_index[index, t])
+            assert torch.equal(batch["observation.pixels"][i, t], torch.from_numpy(pictures[row]))
+
+
+def test_parts_of_a_dictionary_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"observation pixels must have shape \(5, D\).* got \(4, 6, 6, 3\)"):
+        ActionWindows(
+            {"pixels": np.zeros((4, 6, 6, 3), np.uint8), "agent_pos": np.zeros((5, 2))}, np.zeros((5, 2)), [5], 4, 2, 2
+        )
+    with pytest.raises(ValueError, match=r"observation agent_pos must have shape"):
+        ActionWindows({"agent_pos": np.zeros((5, 2, 2))}, np.zeros((5, 2)), [5], 4, 2, 2)
+
+
+def test_image_observations_are_the_recorded_pictures_and_positions():
+    state = np.arange(10.0).reshape(2, 5)
+    pictures = np.arange(2 * 96 * 96 * 3).astype(np.uint8).reshape(2, 96, 96, 3)
+    observation = observations_from_replay(replay_with(state=state, img=pictures), "pixels_agent_pos")
+    assert observation["pixels"] is pictures
+    assert observation["agent_pos"].dtype == np.float32
+    assert observation["agent_pos"].tolist() == [[0, 1], [5, 6]]
+
+
+def test_recorded_pictures_are_what_the_environment_shows(pusht_demonstrations):
+    replay = load_replay(pusht_demonstrations, ("state",))
+    with open_store(pusht_demonstrations) as group:
+        recorded = np.asarray(group["data/img"][40:72])
+    env = gymnasium.make("envs:immiscible/PushT-v0", obs_type="pixels_agent_pos")
+    for step in (40, 71):
+        shown, _ = env.reset(options={"state": replay.arrays["state"][step].astype(float)})
+        difference = np.abs(shown["pixels"].astype(float) - recorded[step - 40])
+        assert difference.mean() < 1.0
+        # Another order of channels would be far off: the goal is light green, the block grey-blue.
+        assert np.abs(shown["pixels"][..., ::-1].astype(float) - recorded[step - 40]).mean() > 4 * difference.mean()
+
+
+def test_a_store_without_pictures_names_them(tmp_path, make_store):
+    make_store(tmp_path / "store.zarr", img=None)
+    with pytest.raises(DataError, match=r"data/img is missing; data/ holds: action.*`dataset=demonstrator`"):
+        load_replay(tmp_path / "store.zarr", ("action", "state", "img"))
+    with pytest.raises(DataError, match=r"array 'img' was not loaded .* it holds no pictures"):
+        observations_from_replay(replay_with(state=np.zeros((2, 5)), agent_pos=np.zeros((2, 2))), "pixels_agent_pos")
 
 
 def test_the_first_episodes():

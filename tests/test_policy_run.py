@@ -1,0 +1,183 @@
+"""A run on pictures, from a made-up replay store to rollouts in the real environment."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from immiscible_policy import policy_run
+from immiscible_policy.cli import CONFIG_DIR
+from immiscible_policy.data.replay import DataError, load_replay
+from immiscible_policy.data.replay_writer import write_replay
+from immiscible_policy.policy import DiffusionPolicy, load_policy
+from immiscible_policy.policy_run import build_policy, load_data, train_policy
+from immiscible_policy.training import trainer
+
+TINY = (
+    "preset=image_small",
+    "coupling=knn",
+    "steps=4",
+    "batch_size=4",
+    "policy.network.down_dims=[8,16]",
+    "policy.network.step_embed_dim=8",
+    "policy.encoder.channels=[4,8]",
+    "policy.encoder.feature_dim=4",
+    "policy.num_inference_steps=2",
+    "task.max_steps=12",
+    "rollout.n_episodes=2",
+    "rollout.num_inference_steps=2",
+    "evaluation.n_episodes=2",
+    "evaluation.n_videos=0",
+    "trainer.warmup_steps=1",
+    "trainer.evaluate_every=4",
+    "trainer.validate_every=4",
+    "trainer.checkpoint_every=2",
+    "trainer.log_every=2",
+    "trainer.tensorboard=false",
+    "trainer.mixed_precision=fp32",
+    "dataset.val_ratio=0.4",
+    "device=cpu",
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train_policy", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+@pytest.fixture(autouse=True)
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their figures would take longer than all the rest."""
+    monkeypatch.setattr(policy_run, "_draw_report", lambda run_dir: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path, make_store: Callable[..., Any]) -> Path:
+    make_store(tmp_path / "store.zarr", lengths=(18, 14))
+    return tmp_path / "store.zarr"
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_policy(run_dir / "checkpoints" / "step=0000004").state_dict()
+
+
+def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed(*TINY, f"dataset.path={store}")
+    summary = train_policy(cfg, tmp_path / "whole")
+    assert summary["final"]["max_coverage"]["n"] == 2
+    assert summary["final"]["length"]["mean"] == 12
+    data = load_data(cfg)
+    fresh = build_policy(cfg, data)
+    assert summary["parameters"] == sum(p.numel() for p in fresh.parameters())
+    assert data.train.observation["pixels"].dtype == torch.uint8  # type: ignore[index]
+    saved = weights(tmp_path / "whole")
+    # The moving average covers the encoder.
+    torch.manual_seed(cfg.seed)
+    start = build_policy(cfg, data).state_dict()
+    assert all(not torch.equal(saved[name], start[name]) for name in saved if name.startswith("encoder.trunk"))
+
+    save, killed = trainer.save_state, list[bool]()
+
+    def save_and_die(folder: Path, state: dict) -> None:
+        save(folder, state)
+        if not killed:
+            killed.append(True)
+            raise OSError("power failure")
+
+    monkeypatch.setattr(trainer, "save_state", save_and_die)
+    with pytest.raises(OSError, match="power failure"):
+        train_policy(cfg, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resumed = train_policy(cfg, tmp_path / "killed", resume=True)
+    again = weights(tmp_path / "killed")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+    assert resumed["final"] == summary["final"]
+
+
+def test_crops_are_drawn_from_the_loops_generator(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream that a checkpoint holds: what other code draws from torch's own cannot move a crop."""
+    seen: list[torch.Generator | None] = []
+    encode = DiffusionPolicy.encode
+
+    def spy(policy: Any, observation: Any, training: Any = None, generator: Any = None) -> torch.Tensor:
+        seen.append(generator)
+        return encode(policy, observation, training, generator)
+
+    monkeypatch.setattr(DiffusionPolicy, "encode", spy)
+    cfg = composed(*TINY, f"dataset.path={store}", "steps=1", "dataset.val_ratio=0")
+    made: list[torch.Generator] = []
+    fit = trainer.Trainer.fit
+
+    def remembered(self: trainer.Trainer) -> None:
+        made.append(self.generator)
+        fit(self)
+
+    monkeypatch.setattr(trainer.Trainer, "fit", remembered)
+    train_policy(cfg, tmp_path / "run")
+    assert seen[0] is made[0]
+
+
+def test_demonstrations_of_poses_alone_are_drawn_as_the_environment_shows_them(tmp_path: Path) -> None:
+    from envs.pusht.pixels import PixelObserver
+
+    rng = np.random.default_rng(0)
+    state = np.column_stack([rng.uniform(100, 400, (30, 4)), rng.uniform(0, 6, 30)]).astype(np.float32)
+    episode: dict[str, np.ndarray] = {"state": state, "action": state[:, :2], "keypoint": np.zeros((30, 9, 2))}
+    write_replay(tmp_path / "store.zarr", [episode])
+    cfg = composed(*TINY, "dataset.val_ratio=0", "task.goal_pose=[300.0, 200.0, 0.0]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_run, "locate_demonstrations", lambda *_: (tmp_path / "store.zarr", 1))
+        data = load_data(cfg)
+    expected = PixelObserver(goal_pose=(300.0, 200.0, 0.0))(state[:, :2].astype(float), state[:, 2:].astype(float))
+    np.testing.assert_array_equal(data.train.observation["pixels"], expected)  # type: ignore[index]
+    # A store that somebody else made may be of another task: its pictures are not made up.
+    with pytest.raises(DataError, match="data/img is missing"):
+        load_data(composed(*TINY, f"dataset.path={tmp_path / 'store.zarr'}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("task=pusht_image",), "needs a policy with an image encoder: preset=image_small"),
+        (("preset=image_small", "policy.encoder.crop=97"), "policy.encoder.crop=97: at most 96, the pictures' size"),
+        (("policy=image_small",), "policy.encoder=convnet takes images, but task.obs_type=keypoints"),
+    ],
+)
+def test_tasks_and_policies_that_do_not_fit_are_named(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_data(composed(*overrides, "dataset.path=nowhere"))
+
+
+def test_pictures_are_read_only_where_they_are_needed(store: Path) -> None:
+    chunk = next(path for path in (store / "data" / "img").iterdir() if path.name.startswith("0"))
+    chunk.write_bytes(b"damaged")
+    assert load_replay(store).n_episodes == 2
+    with pytest.raises(DataError, match="data/img"):
+        load_data(composed(*TINY, f"dataset.path={store}"))
+
+
+def test_an_image_policy_meets_the_wrong_environment(store: Path, tmp_path: Path) -> None:
+    from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
+
+    cfg = composed(*TINY, f"dataset.path={store}")
+    policy = build_policy(cfg, load_data(cfg)).eval()
+    policy.task["obs_type"] = "state"
+    with pytest.raises(ValueError, match=r"has shape \(5,\), the policy was trained on pictures and \(2,\)"):
+        evaluate_policy(policy, EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
+    flat = composed("policy=mlp", "task=pusht_state", f"dataset.path={store}")
+    policy = build_policy(flat, load_data(flat)).eval()
+    policy.task["obs_type"] = "pixels_agent_pos"
+    with pytest.raises(ValueError, match=r"has shape \{'pixels': \(96, 96, 3\).* was trained on \(5,\)"):
+        evaluate_policy(policy, EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
+    assert json.dumps(policy.task)
