@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,11 @@ from accelerate.utils import broadcast_object_list, set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from envs.pusht.pixels import PixelObserver
 from immiscible_policy.coupling import Coupling
+from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
-from immiscible_policy.data.windows import ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
@@ -30,12 +32,18 @@ from immiscible_policy.training.checkpoint import saved_models
 from immiscible_policy.training.metrics import read_metrics
 from immiscible_policy.training.precision import resolve_device
 
+IMAGE_TYPE = "pixels_agent_pos"
+# Training data that a policy keeps where coupled inference needs them: several batches, of 128 KiB for PushT.
+N_COMPANIONS = 1024
 ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
 
 
 @dataclass(frozen=True)
 class PolicyData:
-    """Windows to train and validate on, all observations and actions (for the normalisers), and where they are from."""
+    """Windows to train and validate on, the numbers that normalisers are fitted to, and where it all is from.
+
+    ``observation`` (N, Do) and ``action`` (N, Da) are of all steps; of image observations the former is ``agent_pos``.
+    """
 
     train: ActionWindows
     validation: ActionWindows | None
@@ -56,14 +64,25 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     if began_with is not None and path is None:
         made = generated is not None and Path(generated.path).expanduser() == Path(began_with)
         path, human = (None, None) if made else (began_with, None)
-    needed = ("action", "state", "keypoint") if cfg.task.obs_type == "keypoints" else ("action", "state")
+    _check_encoder(cfg)
+    needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
     announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
     with main:  # which makes the demonstrations that the others then find
         folder, n_episodes = locate_demonstrations(path, human, generated, announce)
+    if n_episodes is not None:  # the demonstrator's, who stores poses: pictures are made from those
+        needed = tuple(name for name in needed if name != "img")
     replay = load_demonstrations(folder, needed, n_episodes)
-    observation = observations_from_replay(replay, cfg.task.obs_type)
+    if n_episodes is not None and cfg.task.obs_type == IMAGE_TYPE:
+        replay = _with_pictures(replay, tuple(cfg.task.goal_pose))
+    observed = observations_from_replay(replay, cfg.task.obs_type)
+    observation = observed if isinstance(observed, np.ndarray) else observed["agent_pos"]
+    shown: Any = observed
+    # A GPU gets all data once and for all; windows share the pictures.
+    device = PartialState().device if together else torch.device(resolve_device(cfg.device))
+    if not isinstance(observed, np.ndarray):
+        shown = {name: torch.from_numpy(part).to(device) for name, part in observed.items()}
     action = replay.arrays["action"]
     train, validation = split_episodes(
         replay.n_episodes, cfg.dataset.val_ratio, cfg.dataset.split_seed, cfg.dataset.max_train_episodes
@@ -71,17 +90,42 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
 
     def windows(episodes: np.ndarray) -> ActionWindows:
         return ActionWindows(
-            observation,
+            shown,
             action,
             replay.episode_ends,
             cfg.policy.horizon,
             cfg.policy.n_obs_steps,
             cfg.policy.n_action_steps,
             episodes,
+            device,
         )
 
     source = {"path": str(folder), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
+
+
+def _check_encoder(cfg: DictConfig) -> None:
+    has_encoder = cfg.policy.get("encoder") is not None
+    if cfg.task.obs_type == IMAGE_TYPE and not has_encoder:
+        raise ValueError(
+            f"task.obs_type={IMAGE_TYPE} needs a policy with an image encoder: preset=image_small or "
+            "policy=image_small (preset=paper_image or policy=image for a GPU)"
+        )
+    if has_encoder and cfg.task.obs_type != IMAGE_TYPE:
+        raise ValueError(
+            f"policy.encoder={cfg.policy.encoder.name} takes images, but task.obs_type={cfg.task.obs_type}: choose "
+            "task=pusht_image, or another policy"
+        )
+    largest = min(STEP_SHAPES["img"][:2])
+    if has_encoder and (cfg.policy.encoder.get("crop") or 0) > largest:
+        raise ValueError(f"policy.encoder.crop={cfg.policy.encoder.crop}: at most {largest}, the pictures' size")
+
+
+def _with_pictures(replay: ReplayData, goal_pose: Any) -> ReplayData:
+    """The replay with what the environment would have shown at each of its states as ``img``."""
+    state = replay.arrays["state"]
+    pictures = PixelObserver(goal_pose=goal_pose)(state[:, :2], state[:, 2:])
+    return replace(replay, arrays={**replay.arrays, "img": pictures})
 
 
 def build_policy(cfg: DictConfig, data: PolicyData, coupling: Coupling | None = None) -> DiffusionPolicy:
@@ -95,10 +139,30 @@ def build_policy(cfg: DictConfig, data: PolicyData, coupling: Coupling | None = 
         objective=_plain(cfg.objective),
         task=_plain(cfg.task),
         coupling=None if coupling is None else str(coupling),
+        n_companions=_companions_needed(coupling, data),
         **_plain(cfg.policy),
     )
     policy.fit_normalizers(torch.from_numpy(data.observation), torch.from_numpy(data.action))
     return policy
+
+
+def _companions_needed(coupling: Coupling | None, data: PolicyData) -> int:
+    """How much training data the policy keeps, for coupled inference with a coupling that pairs whole batches."""
+    if coupling is None:
+        return 0
+    try:
+        rowwise = coupling.at_inference().is_rowwise
+    except ValueError:  # it cannot choose noise for new data at all
+        return 0
+    return 0 if rowwise else min(N_COMPANIONS, len(data.train))
+
+
+def keep_companions(policy: DiffusionPolicy, windows: ActionWindows, batch_size: int) -> None:
+    """Fill the policy's companions, if it has any, with windows spread evenly over the training data."""
+    if policy.n_companions:
+        chosen = torch.linspace(0, len(windows) - 1, policy.n_companions).long()
+        batch = {name: value.to(policy.device) for name, value in windows.batch(chosen).items()}
+        policy.keep_companions(*policy.coupling_inputs(batch)[:2], batch_size)
 
 
 def trainer_config(cfg: DictConfig, n_windows: int) -> TrainerConfig:
@@ -129,14 +193,20 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     _fit_coupling(coupling, policy, data.train)
+    keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))
     run_dir = _prepare_run_dir(run_dir, cfg.device)
     if os.environ.get("RANK", "0") == "0":
         write_json(run_dir / record.name, data.source)
 
     def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
-        metrics = evaluate_policy(model, rollout_config, progress=False)["metrics"]
-        return {f"rollout/{name}": metrics[name]["mean"] for name in ROLLOUT_MEASURES}
+        report = evaluate_policy(model, rollout_config, progress=False)
+        line = {"step": step, "settings": report["settings"], "episodes": report["episodes"]}
+        with open(run_dir / "rollouts.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        metrics = report["metrics"]
+        ends = {f"rollout/max_coverage_{end}": metrics["max_coverage"][end] for end in ("low", "high")}
+        return {**{f"rollout/{name}": metrics[name]["mean"] for name in ROLLOUT_MEASURES}, **ends}
 
     validate = None
     if data.validation is not None:
@@ -166,20 +236,37 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         "precision": trainer.precision,
         "command": " ".join(["python", *sys.argv]),
         "versions": {name: version(name) for name in ("immiscible-policy", "torch", "diffusers", "pymunk", "numpy")},
-        "parameters": sum(p.numel() for p in policy.network.parameters()),
+        "parameters": sum(p.numel() for p in policy.parameters()),
         "final": evaluation["metrics"],
         "rollouts": rollout_rules(read_metrics(run_dir / "metrics.jsonl")),
         "evaluation_settings": evaluation["settings"],
         "definitions": evaluation["definitions"],
     }
     write_json(run_dir / "summary.json", summary)
+    _draw_report(run_dir)
     return summary
+
+
+def _draw_report(run_dir: Path) -> None:
+    """Write the run's report.html; whatever keeps it from being drawn must not cost the run, which is complete."""
+    try:
+        from immiscible_policy.evaluation.report import write_report
+
+        write_report(run_dir)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: no report.html ({reason}); try again with scripts/report.py {run_dir}", file=sys.stderr)
 
 
 def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWindows) -> None:
     """Show the coupling all it will pair."""
     with torch.no_grad():
-        actions, observations, _ = policy.coupling_inputs(windows.batch(torch.arange(len(windows))))
+        # In parts: all pictures of all windows at once would be gigabytes.
+        parts = []
+        for indices in torch.arange(len(windows)).split(1024):
+            batch = {name: value.to(policy.device) for name, value in windows.batch(indices).items()}
+            parts.append(policy.coupling_inputs(batch)[:2])
+        actions, observations = (torch.cat(part) for part in zip(*parts, strict=True))
         coupling.fit(actions * policy.objective.data_scale, observations)
 
 

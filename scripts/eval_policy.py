@@ -30,6 +30,10 @@ def main(cfg: DictConfig) -> None:
         noise_seed=cfg.noise_seed,
         n_videos=cfg.n_videos,
         mixed_precision=cfg.mixed_precision,
+        inference_coupling=cfg.inference_coupling,
+        first_chunk=cfg.first_chunk,
+        selection=cfg.selection,
+        known_only=cfg.known_only,
     )
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     report = evaluate_policy(policy, config, output_dir)

@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> None:
     print(f"policy     {last_policy_folder(run_dir)}")
     print(f"videos     {run_dir / 'media'}")
     print(f"film strip {run_dir / 'media' / 'film_strip.png'}")
+    if (run_dir / "report.html").exists():
+        print(f"report     {run_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

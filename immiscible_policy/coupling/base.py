@@ -147,6 +147,22 @@ class Coupling(ABC):
         """A coupling that pairs as this one does now, in this process alone, and leaves this one's state as it is."""
         return self
 
+    @property
+    def is_rowwise(self) -> bool:
+        """Whether a sample's noise depends on that sample alone, whatever else is in the batch."""
+        return False
+
+    def at_inference(self) -> Coupling:
+        """The coupling by which training ended, to choose the noise that sampling starts from.
+
+        Given data like what is to be sampled, it returns noise as the trained network met it there. One that is not
+        :attr:`is_rowwise` needs a batch of other data around the datum of interest.
+
+        Raises:
+            ValueError: training noise was tied to the data set's samples, so there is none for new data.
+        """
+        return self.for_validation()
+
     def state_dict(self) -> dict[str, Any]:
         """What changes over training, for checkpoints; empty for couplings without memory."""
         return {}

@@ -29,5 +29,9 @@ class Independent(Coupling):
 
     source: Source | None = None
 
+    @property
+    def is_rowwise(self) -> bool:
+        return True
+
     def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
         return self._drawn(data, noise, context)

@@ -162,6 +162,10 @@ class KNN(Coupling):
         return None
 
     @property
+    def is_rowwise(self) -> bool:
+        return True
+
+    @property
     def caveat(self) -> str | None:
         if self.k == 1 or self.pick == self.k:
             return None

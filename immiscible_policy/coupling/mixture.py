@@ -119,6 +119,13 @@ class Mixture(Coupling):
     def for_validation(self) -> Coupling:
         return Mixture(self.coupling.for_validation(), self.p)
 
+    @property
+    def is_rowwise(self) -> bool:
+        return self.coupling.is_rowwise
+
+    def at_inference(self) -> Coupling:
+        return Mixture(self.coupling.at_inference(), self.p)
+
     def state_dict(self) -> dict[str, Any]:
         return self.coupling.state_dict()
 

@@ -226,6 +226,11 @@ class SeedCache(Coupling):
                 copy._state[name] = copy._state[name].clone()
         return copy
 
+    def at_inference(self) -> SeedCache:
+        raise ValueError(
+            "SeedCache keeps noises for the samples of its data set: it has none for data that is being sampled"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """``seeds`` (N, C) int64, ``visits`` (N, C) int32 and ``base`` () int64; empty before the first call."""
         if "seeds" not in self._state:

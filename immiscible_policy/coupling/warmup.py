@@ -136,6 +136,15 @@ class Warmup(Coupling):
         current = self.current()
         return Independent(self.source) if current is None else current.for_validation()
 
+    @property
+    def is_rowwise(self) -> bool:
+        return self.coupling.is_rowwise
+
+    def at_inference(self) -> Coupling:
+        """What the last calls pair by, with settings annealed to their final values."""
+        last = self._at(self.start + self.anneal_over)
+        return Independent(self.source) if last is None else last.at_inference()
+
     def state_dict(self) -> dict[str, Any]:
         return {"calls": self.calls, "coupling": self.coupling.state_dict()}
 

@@ -91,6 +91,11 @@ class ActionWindows:
     def __len__(self) -> int:
         return len(self.step_index)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live; the trainer then draws its indices there."""
+        return self.step_index.device
+
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Windows by number.
 

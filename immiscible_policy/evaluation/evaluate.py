@@ -15,7 +15,7 @@ from tqdm import tqdm
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
 from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
 from immiscible_policy.evaluation.video import film_strip, write_video
-from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
 from immiscible_policy.training.precision import resolve_precision
 
 DEFINITIONS = {
@@ -38,6 +38,7 @@ class EvaluationConfig:
         noise_seed: of the policy's initial noises.
         n_videos: how many of the first episodes are recorded.
         mixed_precision: auto | fp32 | bf16 | fp16 for the network.
+        inference_coupling, first_chunk, selection, known_only: coupled inference, see ``InferenceCoupling``.
     """
 
     n_episodes: int = 200
@@ -46,8 +47,13 @@ class EvaluationConfig:
     noise_seed: int = 0
     n_videos: int = 4
     mixed_precision: str = "auto"
+    inference_coupling: str = "none"
+    first_chunk: str = "two_pass"
+    selection: str | None = None
+    known_only: bool = False
 
     def __post_init__(self) -> None:
+        self.noise_selection()  # which refuses what is not allowed
         if self.n_episodes < 1:
             raise ValueError(f"n_episodes={self.n_episodes}: must be at least 1")
         if not 0 <= self.n_videos <= self.n_episodes:
@@ -56,6 +62,9 @@ class EvaluationConfig:
     @property
     def seeds(self) -> list[int]:
         return list(range(self.seed_start, self.seed_start + self.n_episodes))
+
+    def noise_selection(self) -> InferenceCoupling:
+        return InferenceCoupling(self.inference_coupling, self.first_chunk, self.selection, self.known_only)
 
 
 def environment_factory(policy: DiffusionPolicy) -> Callable[[int, bool], VectorEnv]:
@@ -123,6 +132,7 @@ def evaluate_policy(
         noise_seed=config.noise_seed,
         record_seeds=config.seeds[: config.n_videos] if output_dir is not None else (),
         precision=precision,
+        inference_coupling=config.noise_selection(),
         on_step=on_step,
     )
     bar.close()

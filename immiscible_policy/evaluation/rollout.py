@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 
-from immiscible_policy.data.windows import flat_observation
-from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.evaluation.history import ObservationHistory
+from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling, Planner
 from immiscible_policy.training.precision import autocast
 
 
@@ -50,6 +49,18 @@ class Rollout:
     simulator_seconds: float
 
 
+def _check_observation(policy: DiffusionPolicy, history: ObservationHistory) -> None:
+    """A ValueError if the environment does not show what the policy was trained on."""
+    name, pictures = ("agent_pos", "pictures and ") if policy.encoder is not None else ("observation", "")
+    shape = history.shapes.get(name)
+    if history.has_pictures != (policy.encoder is not None) or shape != (policy.observation_dim,):
+        found = history.shapes if history.has_pictures else history.shapes["observation"]
+        raise ValueError(
+            f"the environment's observation has shape {found}, the policy was trained on {pictures}"
+            f"({policy.observation_dim},): use the policy's own observation type"
+        )
+
+
 class _Episodes:
     """What has happened so far in each of the environment's worlds."""
 
@@ -58,13 +69,8 @@ class _Episodes:
     ) -> None:
         self.env, self.seeds = env, list(seeds)
         observation, info = env.reset(seed=self.seeds)  # type: ignore[arg-type]
-        first = flat_observation(observation)
-        if first.shape[1:] != (policy.observation_dim,):
-            raise ValueError(
-                f"the environment's observation has shape {first.shape[1:]}, the policy was trained on "
-                f"({policy.observation_dim},): use the policy's own observation type"
-            )
-        self.history = np.repeat(first[:, None], policy.n_obs_steps, axis=1)
+        self.history = ObservationHistory(observation, policy.n_obs_steps)
+        _check_observation(policy, self.history)
         self.done = np.zeros(len(seeds), bool)
         self.success = np.zeros(len(seeds), bool)
         self.max_reward = np.full(len(seeds), -np.inf)
@@ -80,7 +86,7 @@ class _Episodes:
         """One step of all worlds; those that are done are not looked at."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
         running = ~self.done
-        self.history = np.concatenate([self.history[:, 1:], flat_observation(observation)[:, None]], axis=1)
+        self.history.push(observation)
         self.length[running] += 1
         self.max_reward[running] = np.maximum(self.max_reward, reward)[running]
         self.max_coverage[running] = np.maximum(self.max_coverage, info["coverage"])[running]
@@ -124,6 +130,7 @@ def rollout(
     noise_seed: int = 0,
     record_seeds: Sequence[int] = (),
     precision: str = "fp32",
+    inference_coupling: InferenceCoupling | str = "none",
     on_step: Callable[[int, int], Any] | None = None,
 ) -> Rollout:
     """Run one episode for each seed, all at once, until every one has terminated or been truncated.
@@ -142,39 +149,41 @@ def rollout(
         noise_seed: of the policy's noise.
         record_seeds: those of ``seeds`` to record.
         precision: fp32, bf16 or fp16 for the network.
+        inference_coupling: how the initial noise of a chunk is chosen, see :class:`Planner`.
         on_step: called with (finished episodes, steps made) after every chunk.
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one initial state")
+    planner = Planner(
+        policy,
+        seeds,
+        noise_seed=noise_seed,
+        num_inference_steps=num_inference_steps,
+        inference_coupling=inference_coupling,
+    )
     env = make_env(len(seeds), bool(record_seeds))
     try:
-        return _rollout(policy, env, seeds, num_inference_steps, noise_seed, record_seeds, precision, on_step)
+        return _rollout(planner, env, seeds, record_seeds, precision, on_step)
     finally:
         env.close()
 
 
 def _rollout(
-    policy: DiffusionPolicy,
+    planner: Planner,
     env: VectorEnv,
     seeds: Sequence[int],
-    num_inference_steps: int | None,
-    noise_seed: int,
     record_seeds: Sequence[int],
     precision: str,
     on_step: Callable[[int, int], Any] | None,
 ) -> Rollout:
+    policy = planner.policy
     episodes = _Episodes(policy, env, seeds, record_seeds)
-    streams = [np.random.default_rng([noise_seed, seed]) for seed in seeds]
-    generator = torch.Generator(policy.device).manual_seed(noise_seed)
-    shape = (policy.horizon, policy.action_dim)
     policy_seconds = simulator_seconds = 0.0
     while not episodes.done.all():
         started = time.perf_counter()
         active = np.flatnonzero(~episodes.done)
-        observation = torch.from_numpy(episodes.history[active]).to(policy.device)
-        noise = torch.from_numpy(np.stack([streams[i].standard_normal(shape, np.float32) for i in active]))
         with autocast(precision, str(policy.device)):
-            chunk = policy.predict_action(observation, generator, num_inference_steps, noise.to(policy.device))
+            chunk = planner.act(episodes.history.rows(active, policy.device), active.tolist())
         # Nobody looks at what worlds do that are done.
         actions = np.zeros((len(seeds), *chunk.shape[1:]), np.float32)
         actions[active] = chunk.float().cpu().numpy()

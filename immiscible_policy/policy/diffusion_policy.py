@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import build_objective
+from immiscible_policy.policy.encoders import build_encoder
 from immiscible_policy.policy.networks import build_network
 from immiscible_policy.policy.normalizer import MinMaxNormalizer
+
+Observation = Tensor | Mapping[str, Tensor]
+"""A history of flat observations (B, n_obs_steps, observation_dim), or of pictures and positions in a dictionary."""
+
+IMAGE_OBSERVATION = ("pixels", "agent_pos")
 
 # Filled in by huggingface_hub when a policy is saved or pushed.
 MODEL_CARD = """---
@@ -47,7 +53,7 @@ class DiffusionPolicy(
     """Observation history in, action chunk out; saved and loaded as one folder (safetensors + config.json).
 
     Args:
-        observation_dim, action_dim: entries of one observation and of one action.
+        observation_dim, action_dim: entries of one observation (with an encoder, of ``agent_pos``) and of one action.
         horizon: actions in a predicted sequence; its first one belongs to the oldest observation of the history.
         n_obs_steps: observations in the history.
         n_action_steps: actions of the sequence that are executed, starting at the newest observation.
@@ -59,7 +65,16 @@ class DiffusionPolicy(
         task: free description of what the policy was trained for (environment and observation type); evaluation
             builds its environment from it.
         coupling: text of the coupling that the policy was trained with, as ``parse_coupling`` reads it. A record only.
+        encoder: ``{"name": "resnet18" | "convnet", ...}``, see ``build_encoder``: observations are then dictionaries of
+            ``pixels`` (B, n_obs_steps, H, W, 3) uint8 RGB and ``agent_pos`` (B, n_obs_steps, observation_dim). None
+            for flat observations.
+        n_companions: training data kept with the policy, which coupled inference needs where the coupling pairs whole
+            batches (see ``keep_companions``).
     """
+
+    companion_data: Tensor
+    companion_condition: Tensor
+    companion_batch_size: Tensor
 
     def __init__(
         self,
@@ -74,6 +89,8 @@ class DiffusionPolicy(
         mask_padding: bool = False,
         task: Mapping[str, Any] | None = None,
         coupling: str | None = None,
+        encoder: Mapping[str, Any] | None = None,
+        n_companions: int = 0,
     ) -> None:
         super().__init__()
         if not 1 <= n_action_steps <= horizon - n_obs_steps + 1:
@@ -88,24 +105,64 @@ class DiffusionPolicy(
         self.task = dict(task or {})
         self.coupling = coupling
         self.objective = build_objective(objective or {"name": "ddpm"})
+        self.encoder = None if encoder is None else build_encoder(encoder, agent_dim=observation_dim)
         self.network = build_network(
             network or {"name": "unet1d"},
             action_dim=action_dim,
-            observation_dim=observation_dim,
+            observation_dim=observation_dim if self.encoder is None else self.encoder.out_dim,
             horizon=horizon,
             n_obs_steps=n_obs_steps,
         )
         self.observation_normalizer = MinMaxNormalizer(observation_dim)
         self.action_normalizer = MinMaxNormalizer(action_dim)
+        self.n_companions = n_companions
+        if n_companions:  # otherwise nothing is stored, as in policies from before
+            self.register_buffer("companion_data", torch.zeros(n_companions, horizon, action_dim))
+            self.register_buffer("companion_condition", torch.zeros(n_companions, n_obs_steps, observation_dim))
+            self.register_buffer("companion_batch_size", torch.tensor(0))
 
     @property
     def device(self) -> torch.device:
         return self.action_normalizer.low.device
 
-    def fit_normalizers(self, observation: Tensor, action: Tensor) -> None:
-        """Take the ranges of all observations (N, observation_dim) and actions (N, action_dim), in their own units."""
-        self.observation_normalizer.fit(observation)
+    def fit_normalizers(self, observation: Observation, action: Tensor) -> None:
+        """Take the ranges of all observations (N, observation_dim) and actions (N, action_dim), in their own units.
+
+        Of dictionaries, ``agent_pos`` is taken: pictures have a fixed range.
+        """
+        self.observation_normalizer.fit(observation if isinstance(observation, Tensor) else observation["agent_pos"])
         self.action_normalizer.fit(action)
+
+    def encode(
+        self, observation: Observation, training: bool | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The network's condition, (B, n_obs_steps, F) with gradients to the encoder.
+
+        Args:
+            observation: history in its own units, oldest first, on the policy's device: (B, n_obs_steps,
+                observation_dim), or with an encoder the dictionary of ``pixels`` and ``agent_pos``.
+            training: whether pictures are cropped at random; None follows the module's mode.
+            generator: for the places of the crops; None for torch's own. Flat observations draw nothing.
+
+        Returns:
+            Flat observations normalised, F = observation_dim; or an encoder's features, F = encoder.out_dim.
+        """
+        if self.encoder is None:
+            if not isinstance(observation, Tensor):
+                raise ValueError(f"observation is a dictionary of {sorted(observation)}; this policy takes one tensor")
+            return self._normalized_observation(observation)
+        if isinstance(observation, Tensor) or any(name not in observation for name in IMAGE_OBSERVATION):
+            found = "one tensor" if isinstance(observation, Tensor) else f"a dictionary of {sorted(observation)}"
+            raise ValueError(
+                f"observation is {found}; this policy takes a dictionary of {', '.join(IMAGE_OBSERVATION)}"
+            )
+        position, pixels = self._normalized_observation(observation["agent_pos"]), observation["pixels"]
+        if pixels.shape[:2] != position.shape[:2]:
+            raise ValueError(
+                f"pixels have shape {tuple(pixels.shape)}; this policy takes (B, n_obs_steps, H, W, 3) with the "
+                f"{tuple(position.shape[:2])} of agent_pos"
+            )
+        return self.encoder(pixels, position, self.training if training is None else training, generator)
 
     def _normalized_observation(self, observation: Tensor) -> Tensor:
         expected = (self.n_obs_steps, self.observation_dim)
@@ -122,31 +179,48 @@ class DiffusionPolicy(
         Args:
             batch: ``observation`` (B, n_obs_steps, observation_dim) and ``action`` (B, horizon, action_dim) in their
                 own units, ``action_is_pad`` (B, horizon) bool (used if ``mask_padding``), ``index`` (B,) places in
-                the data set (for couplings that remember samples).
+                the data set (for couplings that remember samples). With an encoder ``observation.pixels`` and
+                ``observation.agent_pos`` instead of ``observation``.
             coupling: draws the noise for the normalised actions. The one place where training noise comes from.
-            generator: for the coupling's and the objective's draws.
+            generator: for the draws of crops, of the coupling and of the objective.
         """
-        data, observation, mask = self.coupling_inputs(batch)
+        data, seen, mask = self.coupling_inputs(batch)
+        condition = seen if self.encoder is None else self.encode(self._observation(batch), generator=generator)
         time = None
         if coupling.uses_time:  # otherwise the objective draws it, after the noise
             time = self.objective.draw_time(len(data), data.device, generator)
         noise = coupling(
             data * self.objective.data_scale,  # as the noise will meet it
-            condition=observation,
+            condition=seen,
             mask=mask,
             generator=generator,
             time=None if time is None else self.objective.diffusion_time(time),
             indices=batch.get("index"),
         )
         return self.objective.loss(
-            self.network, data, noise, condition=observation, mask=mask, generator=generator, time=time
+            self.network, data, noise, condition=condition, mask=mask, generator=generator, time=time
         )
 
     def coupling_inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What a coupling sees of a batch: normalised actions (not scaled) and observations, and the mask or None."""
-        observation = self._normalized_observation(batch["observation"])
+        """What a coupling sees of a batch: normalised actions (not scaled) and observations, and the mask or None.
+
+        Of image observations it sees the normalised ``agent_pos``: features change while the encoder is trained, and
+        a coupling that is fitted to all conditions beforehand, or keeps noises for them, needs conditions that do not.
+        """
+        observation = self._normalized_observation(
+            batch["observation" if self.encoder is None else "observation.agent_pos"]
+        )
         data = self.action_normalizer.normalize(batch["action"])
         return data, observation, ~batch["action_is_pad"].unsqueeze(-1) if self.mask_padding else None
+
+    def _observation(self, batch: Mapping[str, Tensor]) -> Observation:
+        if self.encoder is None:
+            return batch["observation"]
+        return {name: batch[f"observation.{name}"] for name in IMAGE_OBSERVATION}
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Tell the objective where training is; the trainer calls it before each of its steps 1..total_steps."""
+        self.objective.begin_step(self.network, step, total_steps)
 
     # Calling the module computes its loss, so that wrappers (DistributedDataParallel, autocast) see the training step.
     forward = loss
@@ -154,15 +228,15 @@ class DiffusionPolicy(
     @torch.no_grad()
     def predict_action(
         self,
-        observation: Tensor,
+        observation: Observation,
         generator: torch.Generator | None = None,
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """The next actions for an observation history.
+        """The next actions for an observation history. :class:`Planner` chooses the noise by a coupling, too.
 
         Args:
-            observation: (B, n_obs_steps, observation_dim), oldest first, in its own units, on the policy's device.
+            observation: as ``encode`` takes it.
             generator: for the initial noise and an ancestral sampler's steps.
             num_inference_steps: network calls; default the policy's.
             noise: (B, horizon, action_dim) to start from instead of a draw.
@@ -170,18 +244,48 @@ class DiffusionPolicy(
         Returns:
             (B, n_action_steps, action_dim) actions in their own units.
         """
-        condition = self._normalized_observation(observation)
-        sequence = self.objective.sample(
+        condition = self.encode(observation, training=False)
+        return self.executed(self.plan(condition, generator, num_inference_steps, noise))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        condition: Tensor,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """A sequence of normalised actions (B, horizon, action_dim) for a condition that ``encode`` made.
+
+        Other arguments as in ``predict_action``.
+        """
+        return self.objective.sample(
             self.network,
-            (observation.shape[0], self.horizon, self.action_dim),
+            (condition.shape[0], self.horizon, self.action_dim),
             condition=condition,
             steps=num_inference_steps or self.num_inference_steps,
             generator=generator,
             device=self.device,
             noise=noise,
         )
+
+    def executed(self, plan: Tensor) -> Tensor:
+        """The actions of a plan that are carried out, (B, n_action_steps, action_dim) in their own units."""
         start = self.n_obs_steps - 1
-        return self.action_normalizer.denormalize(sequence[:, start : start + self.n_action_steps])
+        return self.action_normalizer.denormalize(plan[:, start : start + self.n_action_steps])
+
+    def keep_companions(self, data: Tensor, condition: Tensor | None, batch_size: int) -> None:
+        """Remember training data for the noise selection of a coupling that pairs whole batches.
+
+        Args:
+            data: (n_companions, horizon, action_dim) normalised actions, as ``coupling_inputs`` gives them.
+            condition: (n_companions, n_obs_steps, observation_dim) what the coupling saw beside them.
+            batch_size: data in a batch of the training.
+        """
+        self.companion_data.copy_(data)
+        if condition is not None:
+            self.companion_condition.copy_(condition)
+        self.companion_batch_size.fill_(batch_size)
 
 
 def load_policy(folder: str | Path, device: torch.device | str = "cpu") -> DiffusionPolicy:

@@ -50,15 +50,18 @@ class Constant(DiffusionPolicy):
 
     def __init__(self) -> None:
         super().__init__(1, 1, horizon=4, n_action_steps=2, network={"name": "mlp", "width": 8, "n_blocks": 1})
+        unit = torch.tensor([[-1.0], [1.0]])  # in which normalised actions are the actions
+        self.fit_normalizers(unit, unit)
         self.seen: list[Tensor] = []
         self.noises: list[Tensor] = []
 
-    def predict_action(
-        self, observation: Tensor, generator: Any = None, steps: Any = None, noise: Any = None
-    ) -> Tensor:
+    def encode(self, observation: Any, training: bool | None = None, generator: Any = None) -> Tensor:
         self.seen.append(observation.clone())
+        return observation
+
+    def plan(self, condition: Tensor, generator: Any = None, steps: Any = None, noise: Any = None) -> Tensor:
         self.noises.append(noise)
-        return torch.ones(len(observation), 2, 1)
+        return torch.ones(len(condition), 4, 1)
 
 
 class Tracks(SyncVectorEnv):

@@ -167,3 +167,126 @@ def test_incomplete_or_foreign_folders_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match="damaged or half-written"):
         load_policy(folder)
+
+
+ENCODER = {"name": "convnet", "channels": [4, 8], "n_groups": 2, "crop": 20, "n_keypoints": 4, "feature_dim": 6}
+
+
+def image_policy(**options: object) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(
+        observation_dim=2,
+        action_dim=2,
+        network={"name": "mlp", "width": 32, "n_blocks": 1, "step_embed_dim": 16},
+        num_inference_steps=4,
+        encoder={**ENCODER, **options},
+    )
+    position = 512 * torch.rand(100, 2)
+    policy.fit_normalizers({"pixels": torch.zeros(0), "agent_pos": position}, 512 * torch.rand(100, 2))
+    return policy.eval()
+
+
+def image_observation(n: int) -> dict[str, Tensor]:
+    pixels = torch.randint(0, 256, (n, 2, 24, 24, 3), dtype=torch.uint8)
+    return {"pixels": pixels, "agent_pos": 512 * torch.rand(n, 2, 2)}
+
+
+def image_batch(n: int) -> dict[str, Tensor]:
+    flat = {name: value for name, value in batch_of(n).items() if name != "observation"}
+    return flat | {f"observation.{name}": value for name, value in image_observation(n).items()}
+
+
+def test_encoding_flat_observations_normalises_them_and_draws_nothing() -> None:
+    policy, observation = small_policy(), 512 * torch.rand(3, 2, 5)
+    state = torch.get_rng_state()
+    condition = policy.encode(observation, training=True)
+    torch.testing.assert_close(condition, policy.observation_normalizer.normalize(observation))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_encoding_pictures_follows_the_mode_unless_told() -> None:
+    policy, observation = image_policy(), image_observation(8)
+    centre = policy.encode(observation)
+    assert centre.shape == (8, 2, 6 + 2)
+    torch.testing.assert_close(centre[..., 6:], policy.observation_normalizer.normalize(observation["agent_pos"]))
+    assert not torch.equal(policy.encode(observation, training=True), centre)
+    policy.train()
+    assert torch.equal(policy.encode(observation, training=False), centre)
+    assert not torch.equal(policy.encode(observation), centre)
+    # Sampling never crops at random.
+    noise = torch.randn(8, 16, 2)
+    assert torch.equal(policy.predict_action(observation, noise=noise), policy.predict_action(observation, noise=noise))
+
+
+def test_a_training_step_changes_the_encoder_and_the_network() -> None:
+    policy = image_policy().train()
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    policy.loss(image_batch(8), KNN(k=2), torch.Generator().manual_seed(0)).backward()
+    optimizer.step()
+    same = [name for name, value in policy.named_parameters() if torch.equal(value, before[name])]
+    # A softmax does not see what is added to all of its logits.
+    assert set(same) <= {"encoder.keypoints.maps.bias"}
+
+
+def test_what_a_coupling_sees_of_pictures_does_not_depend_on_the_encoder() -> None:
+    policy, spy, batch = image_policy().train(), Spy(), image_batch(8)
+    policy.loss(batch, spy)
+    expected = policy.observation_normalizer.normalize(batch["observation.agent_pos"])
+    torch.testing.assert_close(spy.seen["condition"], expected)
+    without_pictures = {name: value for name, value in batch.items() if name != "observation.pixels"}
+    torch.testing.assert_close(policy.coupling_inputs(without_pictures)[1], expected)
+
+
+def test_the_network_is_conditioned_on_the_encoded_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, batch, seen = image_policy().train(), image_batch(4), []
+
+    def forward(noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        seen.append(condition)
+        return noisy
+
+    monkeypatch.setattr(policy.network, "forward", forward)
+    policy.loss(batch, Independent(), torch.Generator().manual_seed(3))
+    observation = {name: batch[f"observation.{name}"] for name in ("pixels", "agent_pos")}
+    torch.testing.assert_close(seen[0], policy.encode(observation, True, torch.Generator().manual_seed(3)))
+    assert seen[0].requires_grad
+    # One picture a prediction, however many network calls it takes.
+    calls: list[bool] = []
+    policy.encoder.register_forward_hook(lambda *_: calls.append(True))  # type: ignore[union-attr]
+    policy.predict_action(observation, num_inference_steps=4)
+    assert len(calls) == 1
+    assert len(seen) == 1 + 4
+
+
+def test_a_saved_image_policy_acts_the_same(tmp_path: Path) -> None:
+    policy, observation, noise = image_policy(), image_observation(3), torch.randn(3, 16, 2)
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    torch.testing.assert_close(
+        loaded.predict_action(observation, noise=noise), policy.predict_action(observation, noise=noise)
+    )
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["encoder"] == ENCODER
+
+
+def test_a_policy_folder_from_before_encoders_loads(tmp_path: Path) -> None:
+    small_policy().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("encoder", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_policy(tmp_path).encoder is None
+
+
+def test_the_other_kind_of_observation_is_named() -> None:
+    flat, images, seen = small_policy(), image_policy(), image_observation(2)
+    with pytest.raises(
+        ValueError, match=r"observation is a dictionary of \['agent_pos', 'pixels'\]; this policy takes"
+    ):
+        flat.predict_action(seen)
+    with pytest.raises(ValueError, match="observation is one tensor; this policy takes a dictionary of pixels, agent"):
+        images.predict_action(torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match=r"observation is a dictionary of \['agent_pos'\]"):
+        images.predict_action({"agent_pos": seen["agent_pos"]})
+    with pytest.raises(ValueError, match=r"pixels have shape \(2, 1, 24, 24, 3\)"):
+        images.predict_action({**seen, "pixels": seen["pixels"][:, :1]})
+    with pytest.raises(ValueError, match=r"observation has shape \(2, 2, 3\)"):
+        images.predict_action({**seen, "agent_pos": torch.zeros(2, 2, 3)})

@@ -1,0 +1,185 @@
+"""The tidy table of an experiment: one row for each training run, checkpoint, kind of evaluation and initial state."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from immiscible_policy.training.metrics import read_metrics
+
+MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
+# How an episode came about: rows that agree in these, in the factors and in the seed of training are of one policy.
+SETTINGS = (
+    "num_inference_steps",
+    "sampler",
+    "inference_coupling",
+    "selection",
+    "first_chunk",
+    "known_only",
+    "noise_seed",
+)
+_NUMBERS = {"max_reward": pa.float32(), "max_coverage": pa.float32(), "final_coverage": pa.float32()}
+
+
+class Results:
+    """What has been measured, as columns of equal length.
+
+    Args:
+        table: as ``collect_results`` writes it.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.columns: dict[str, np.ndarray] = {
+            name: np.asarray(table.column(name).to_pylist(), dtype=object)
+            if pa.types.is_dictionary(table.schema.field(name).type)
+            else table.column(name).to_numpy()
+            for name in table.column_names
+        }
+        content = json.loads(table.schema.metadata[b"experiment"])
+        self.name: str = content["name"]
+        self.factors: list[str] = content["factors"]
+        self.runs: list[dict[str, Any]] = content["runs"]
+
+    def __len__(self) -> int:
+        return len(self.columns["training_seed"])
+
+    def where(self, **values: Any) -> np.ndarray:
+        """(rows,) bool: where all these columns have these values."""
+        chosen = np.ones(len(self), bool)
+        for name, value in values.items():
+            chosen &= self.columns[name] == value
+        return chosen
+
+    def levels(self, name: str, **values: Any) -> list[Any]:
+        """Different values of a column, in order of first appearance, where others have given values."""
+        return list(dict.fromkeys(self.columns[name][self.where(**values)].tolist()))
+
+    def scores(self, measure: str, **values: Any) -> dict[int, dict[int, float]]:
+        """Training seed -> initial state's seed -> score, where columns have given values.
+
+        Raises:
+            ValueError: two episodes stand for the same pair, so the values do not single one evaluation out.
+        """
+        chosen = self.where(**values)
+        scores: dict[int, dict[int, float]] = {}
+        names = ("training_seed", "evaluation_seed", measure)
+        for seed, state, score in zip(*(self.columns[name][chosen].tolist() for name in names), strict=True):
+            if state in scores.setdefault(seed, {}):
+                raise ValueError(f"{values}: training seed {seed} has several episodes of initial state {state}")
+            scores[seed][state] = float(score)
+        return scores
+
+
+def load_results(path: Path) -> Results:
+    """A table that ``collect_results`` has written.
+
+    Raises:
+        ValueError: it is something else, or damaged.
+    """
+    try:
+        return Results(pq.read_table(path))
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the results of an experiment ({error})") from error
+
+
+def write_evaluation(path: Path, report: Mapping[str, Any]) -> None:
+    """The episodes and settings of ``evaluate_policy``'s report as a parquet file, atomically."""
+    table = pa.Table.from_pylist([dict(episode) for episode in report["episodes"]])
+    content = {"settings": report["settings"], "seconds": report["seconds"]}
+    _write(table.replace_schema_metadata({"evaluation": json.dumps(content)}), path)
+
+
+def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], int]], path: Path) -> None:
+    """Join the evaluations of cells, and the rollouts made while they trained, in one table at ``path``.
+
+    Args:
+        name: of the experiment.
+        cells: folder (with ``run/`` and ``evaluations/``), factor -> level, training seed.
+    """
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    factors = list(cells[0][1]) if cells else []
+    for folder, levels, seed in cells:
+        summary = json.loads((folder / "run" / "summary.json").read_text())
+        kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
+        modes = folder / "modes.json"
+        counted = json.loads(modes.read_text()) if modes.is_file() else None
+        runs.append(
+            {
+                **levels,
+                "seed": seed,
+                "steps": summary["steps"],
+                "trained_with": summary["coupling"],
+                **{k: summary[k] for k in kept},
+                "modes": counted,
+            }
+        )
+        common = {**levels, "training_seed": seed}
+        rows += [{**common, **row} for row in _final_rows(folder, summary["steps"])]
+        rows += [{**common, **row} for row in _rollout_rows(folder / "run")]
+    content = {"name": name, "factors": factors, "runs": runs}
+    _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)
+
+
+def _final_rows(folder: Path, step: int) -> Iterator[dict[str, Any]]:
+    for path in sorted((folder / "evaluations").glob("*.parquet")):
+        table = pq.read_table(path)
+        settings = json.loads(table.schema.metadata[b"evaluation"])["settings"]
+        for episode in table.to_pylist():
+            yield _row("final", step, None, settings, episode)
+
+
+def _rollout_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
+    path = run_dir / "rollouts.jsonl"
+    if not path.is_file():
+        return
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    losses = {line["step"]: line["train/loss"] for line in lines if line.get("train/loss") is not None}
+    by_step = {line["step"]: line for line in read_metrics(path)}  # a resumed run may repeat one
+    for step, line in sorted(by_step.items()):
+        logged = [logged for logged in losses if logged <= step]
+        loss = losses[max(logged)] if logged else None
+        for episode in line["episodes"]:
+            yield _row("training", step, loss, line["settings"], episode)
+
+
+def _row(
+    kind: str, step: int, loss: float | None, settings: Mapping[str, Any], episode: Mapping[str, Any]
+) -> dict[str, Any]:
+    row = {"kind": kind, "checkpoint_step": step, "train_loss": loss}
+    row |= {name: settings.get(name) for name in SETTINGS}
+    row |= {"evaluation_seed": episode["seed"], **{name: episode[name] for name in MEASURES}}
+    return {**row, "length": episode["length"]}
+
+
+def _table(rows: list[dict[str, Any]], factors: Sequence[str]) -> pa.Table:
+    text = pa.dictionary(pa.int16(), pa.string())
+    schema = pa.schema(
+        [(name, text) for name in factors]
+        + [("training_seed", pa.int32()), ("kind", text), ("checkpoint_step", pa.int32()), ("train_loss", pa.float32())]
+        + [
+            ("num_inference_steps", pa.int16()),
+            *[(name, text) for name in ("sampler", "inference_coupling", "selection", "first_chunk")],
+            ("known_only", pa.bool_()),
+            ("noise_seed", pa.int32()),
+            ("evaluation_seed", pa.int32()),
+            *_NUMBERS.items(),
+            ("success", pa.bool_()),
+            ("length", pa.int16()),
+        ]
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary, compression="zstd", use_byte_stream_split=False)
+    os.replace(temporary, path)

@@ -1,0 +1,49 @@
+"""Run an experiment, a grid of trainings and evaluations: python scripts/reproduce.py experiment=table2 processes=2"""
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from joblib import Parallel, delayed
+from omegaconf import DictConfig, OmegaConf
+
+from immiscible_policy import cli
+from immiscible_policy.evaluation.results_report import write_tables
+from immiscible_policy.experiment import Experiment, Progress, collect, status, work_off
+
+ACTIONS = ("run", "tables", "status")
+
+
+@hydra.main(config_path=str(cli.CONFIG_DIR), config_name="reproduce", version_base="1.3")
+@cli.one_line_errors
+def main(cfg: DictConfig) -> None:
+    if cfg.action not in ACTIONS:
+        raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(ACTIONS)}")
+    if cfg.processes < 1:
+        raise ValueError(f"processes={cfg.processes}: must be at least 1")
+    experiment = Experiment(**json.loads(json.dumps(OmegaConf.to_container(cfg.experiment, resolve=True))))
+    folder = Path(cfg.folder)
+    if cfg.action == "run":
+        done = Parallel(n_jobs=cfg.processes)(
+            delayed(_work)(experiment, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
+        )
+        failed = sorted({name for progress in done for name in progress.failed})
+        print(
+            f"trained {sum(p.trained for p in done)}, evaluated {sum(p.evaluated for p in done)}, failed {len(failed)}"
+        )
+    print(status(experiment, folder))
+    if cfg.action == "status":
+        return
+    for path in write_tables(collect(experiment, folder), folder, experiment.baseline):
+        print(path)
+
+
+def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> Progress:
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    return work_off(experiment, folder, device)
+
+
+if __name__ == "__main__":
+    cli.run(main, "reproduce")

@@ -1,0 +1,145 @@
+"""The tidy table of an experiment, and the tables made from it, on made-up scores whose answers are known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
+from immiscible_policy.evaluation.results_report import (
+    coverage_rows,
+    gain_rows,
+    latex,
+    markdown,
+    mode_rows,
+    rules_rows,
+    training_curves,
+    write_tables,
+)
+
+FIXED = {"observation": "keypoints"}
+STATES = range(100, 140)
+
+
+def episode(seed: int, coverage: float) -> dict[str, Any]:
+    scores = {"max_reward": coverage / 0.95, "max_coverage": coverage, "final_coverage": coverage / 2}
+    return {"seed": seed, **scores, "success": coverage > 0.95, "length": 300}
+
+
+def settings(inference: str, steps: int = 4) -> dict[str, Any]:
+    shared = {"sampler": "ddim", "selection": None, "first_chunk": "two_pass", "known_only": False, "noise_seed": 0}
+    return {"num_inference_steps": steps, "inference_coupling": inference, **shared}
+
+
+def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
+    """A run whose scores are shared noise of the states, plus ``offset``, plus ``warm`` with coupled inference."""
+    rng = np.random.default_rng(seed)
+    states = np.random.default_rng(99).uniform(0.2, 0.6, len(STATES))
+    run = folder / "run"
+    run.mkdir(parents=True)
+    kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
+    (run / "summary.json").write_text(json.dumps({"coupling": "KNN(k=2)", "steps": 20, **dict.fromkeys(kept)}))
+    for inference, gain in (("none", 0.0), ("warm", warm)):
+        scores = states + offset + gain + rng.normal(0, 0.01, len(STATES))
+        report = {
+            "episodes": [episode(s, c) for s, c in zip(STATES, scores.tolist(), strict=True)],
+            "settings": settings(inference),
+            "seconds": {"policy": 1.0, "simulator": 1.0},
+        }
+        write_evaluation(folder / "evaluations" / f"{inference}.parquet", report)
+    lines = [{"step": step, "train/loss": 1.0 / step} for step in range(1, 21)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rollouts = [
+        {"step": step, "settings": settings("none", 2), "episodes": [episode(s, step / 40 + offset) for s in (1, 2)]}
+        for step in (10, 20, 20)  # a resumed run repeats its last
+    ]
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts))
+    measures = {name: {"mean": 0.5 + seed / 100} for name in ("p_clockwise", "entropy", "imbalance", "direct")}
+    (folder / "modes.json").write_text(json.dumps({**measures, "imbalance_fair": 0.1}))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    cells = []
+    for seed in (0, 1, 2):
+        for coupling, offset, warm in (("none", 0.0, 0.0), ("knn", -0.1, 0.15)):
+            folder = tmp_path / "cells" / f"{coupling}-{seed}"
+            write_cell(folder, seed, offset, warm)
+            cells.append((folder, {**FIXED, "coupling": coupling}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    return tmp_path / "results.parquet"
+
+
+def test_every_episode_stands_in_the_table_once(path: Path) -> None:
+    results = load_results(path)
+    assert results.name == "made up"
+    assert results.factors == ["observation", "coupling"]
+    assert int(results.where(kind="final").sum()) == 3 * 2 * 2 * len(STATES)
+    assert int(results.where(kind="training").sum()) == 3 * 2 * 2 * 2
+    scores = results.scores("max_coverage", kind="final", coupling="knn", inference_coupling="warm")
+    assert sorted(scores) == [0, 1, 2]
+    assert sorted(scores[1]) == list(STATES)
+    with pytest.raises(ValueError, match="several episodes of initial state 100"):
+        results.scores("max_coverage", kind="final", coupling="knn")
+    assert results.levels("coupling") == ["none", "knn"]
+    assert len(results.runs) == 6
+
+
+def test_differences_and_gains_are_those_put_in(path: Path) -> None:
+    results = load_results(path)
+    rows, content = coverage_rows(results, FIXED, "none")
+    assert [row[1:3] for row in rows[1:]] == [["none", "none"], ["none", "warm"], ["knn", "none"], ["knn", "warm"]]
+    differences = [row["difference"] for row in content]
+    assert differences[0] is None
+    assert differences[2]["mean"] == pytest.approx(-0.1, abs=0.01)
+    assert differences[2]["high"] < 0
+    assert differences[3]["mean"] == pytest.approx(0.05, abs=0.01)
+    assert content[2]["n_episodes"] == len(STATES)
+    _, gains = gain_rows(results, FIXED)
+    assert [gain["coupling"] for gain in gains] == ["none", "knn"]
+    assert gains[1]["difference"]["mean"] == pytest.approx(0.15, abs=0.01)
+    assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
+
+
+def test_curves_rules_and_modes(path: Path) -> None:
+    results = load_results(path)
+    curves = training_curves(results, {**FIXED, "coupling": "none"}, "max_coverage")
+    steps, scores, losses = curves[0]
+    assert steps.tolist() == [10, 20]
+    np.testing.assert_allclose(scores, [0.25, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(losses, [0.1, 0.05], rtol=1e-6)
+    _, rules = rules_rows(results, FIXED)
+    assert rules[0]["max_score"]["interval"]["mean"] == pytest.approx(0.5 / 0.95, rel=1e-6)
+    _, modes = mode_rows(results, FIXED)
+    assert modes[0]["entropy"]["mean"] == pytest.approx(0.51)
+    assert modes[0]["n_seeds"] == 3
+
+
+def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
+    written = write_tables(path, tmp_path)
+    names = {p.relative_to(tmp_path).as_posix() for p in written}
+    assert {f"tables/coverage-keypoints.{kind}" for kind in ("md", "tex", "json")} <= names
+    assert {"figures/training-keypoints.png", "figures/sampling_steps-keypoints.png"} <= names
+    assert all(p.stat().st_size > 0 for p in written)
+    assert "| 4 | knn | warm | 3 |" in (tmp_path / "tables" / "coverage-keypoints.md").read_text()
+    loaded = json.loads((tmp_path / "tables" / "coupled_inference-keypoints.json").read_text())
+    assert len(loaded["rows"]) == 2
+
+
+def test_an_experiment_without_results_makes_no_tables(tmp_path: Path) -> None:
+    collect_results("empty", [], tmp_path / "results.parquet")
+    assert write_tables(tmp_path / "results.parquet", tmp_path) == []
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.parquet").write_text("not parquet")
+    with pytest.raises(ValueError, match="not the results of an experiment"):
+        load_results(tmp_path / "results.parquet")
+
+
+def test_text_forms() -> None:
+    rows = [["a_b", "50%"], ["1", "2"]]
+    assert markdown(rows) == "| a_b | 50% |\n|---|---|\n| 1 | 2 |\n"
+    assert "a\\_b & 50\\% \\\\" in latex(rows)

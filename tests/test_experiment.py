@@ -1,0 +1,232 @@
+"""A grid of tiny trainings: worked off once, whoever works on it and whatever interrupts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
+from immiscible_policy.evaluation.results import load_results
+from immiscible_policy.evaluation.results_report import write_tables
+from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, locked, status, work_off
+from immiscible_policy.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = (
+    "preset=quick",
+    "steps=12",
+    "batch_size=16",
+    "policy=mlp",
+    "policy.network.width=16",
+    "policy.network.n_blocks=1",
+    "task.max_steps=16",
+    "rollout.n_episodes=2",
+    "rollout.num_inference_steps=2",
+    "evaluation.n_episodes=2",
+    "evaluation.num_inference_steps=2",
+    "evaluation.n_videos=0",
+    "trainer.evaluate_every=6",
+    "trainer.validate_every=6",
+    "trainer.checkpoint_every=6",
+    "trainer.log_every=2",
+    "trainer.tensorboard=false",
+    "trainer.mixed_precision=fp32",
+    "dataset.val_ratio=0",
+    "num_threads=1",
+)
+# Announces on stdout and waits for a line on stdin, so that the test decides where it dies.
+WORKER = """
+import json, sys
+from pathlib import Path
+from immiscible_policy.experiment import Experiment, work_off
+def announce(line):
+    print(line, flush=True)
+    sys.stdin.readline()
+work_off(Experiment(**json.loads(sys.argv[1])), Path(sys.argv[2]), "cpu", announce)
+"""
+
+
+def settings(store: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "train": [*TRAIN, f"dataset.path={store}"],
+        "factors": {"observation": {"keypoints": []}, "coupling": {"none": ["coupling=none"], "knn": ["coupling=knn"]}},
+        "seeds": [0],
+        "evaluations": [{"n_episodes": 3, "num_inference_steps": 2, "inference_coupling": ["none", "warm"]}],
+        "modes": {"n_starts": 4, "n_repeats": 2, "num_inference_steps": 1},
+        **changes,
+    }
+
+
+@pytest.fixture
+def store(tmp_path, make_store) -> Path:
+    make_store(tmp_path / "store.zarr", lengths=(40, 30, 25))
+    return tmp_path / "store.zarr"
+
+
+def killed_after(lines: int, experiment: dict[str, Any], folder: Path) -> list[str]:
+    """What a worker announced until it and its training were killed, at the last of so many lines."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, json.dumps(experiment), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    seen = []
+    for number in range(lines):
+        seen.append(worker.stdout.readline())
+        if number < lines - 1:
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    return seen
+
+
+def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path: Path) -> None:
+    content = settings(store)
+    experiment = Experiment(**json.loads(json.dumps(content)))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    lines: list[str] = []
+    assert work_off(experiment, whole, "cpu", announce=lines.append).failed == [], lines
+
+    first = killed_after(2, content, broken)  # trained, about to evaluate
+    assert first[0].endswith("training\n")
+    assert "steps2-none" in first[1]
+    trained = experiment.cells(broken)[0]
+    stamp = (trained.run_dir / "summary.json").stat().st_mtime_ns
+    second = killed_after(3, content, broken)  # evaluated, about to train the next
+    assert "steps2-none" in second[0]
+    assert second[1:] == ["[1/2] keypoints-none-seed0: modes\n", "[2/2] keypoints-knn-seed0: training\n"]
+    evaluated = trained.evaluation_file(experiment.evaluation_configs()[0]).stat().st_mtime_ns
+
+    # Killed in the middle of training: a checkpoint is there, and what came after it is not.
+    cell = experiment.cells(broken)[1]
+    full = experiment.cells(whole)[1]
+    stop = [sys.executable, "scripts/train_policy.py", *cell.overrides, f"hydra.run.dir={cell.run_dir}"]
+    halted = "import signal, os; from immiscible_policy.training import trainer as t; save = t.Trainer.save\n"
+    halted += "def stop(self): save(self); os.kill(os.getpid(), signal.SIGKILL)\n"
+    halted += "t.Trainer.save = stop; import sys, runpy; sys.argv = sys.argv[1:]; "
+    halted += "sys.path.insert(0, 'scripts'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run([stop[0], "-c", halted, *stop[1:], "device=cpu"], cwd=ROOT, capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    assert not cell.is_trained
+
+    announced: list[str] = []
+    progress = work_off(experiment, broken, "cpu", announce=announced.append)
+    assert (progress.trained, progress.evaluated, progress.skipped, progress.failed) == (1, 2, 1, [])
+    assert (trained.run_dir / "summary.json").stat().st_mtime_ns == stamp
+    assert trained.evaluation_file(experiment.evaluation_configs()[0]).stat().st_mtime_ns == evaluated
+    assert [line["step"] for line in read_metrics(cell.run_dir / "metrics.jsonl")] == [
+        line["step"] for line in read_metrics(full.run_dir / "metrics.jsonl")
+    ]
+    tables = [load_results(collect(experiment, folder)) for folder in (whole, broken)]
+    for name in tables[0].columns:
+        np.testing.assert_array_equal(tables[0].columns[name], tables[1].columns[name], name)
+    written = [write_tables(folder / "results.parquet", folder) for folder in (whole, broken)]
+    assert [p.name for p in written[0]] == [p.name for p in written[1]]
+    for one, other in zip(*written, strict=True):
+        if one.suffix != ".png":
+            assert one.read_text() == other.read_text()
+    assert work_off(experiment, broken, "cpu", announced.append).skipped == 2
+    assert status(experiment, broken) == "tiny: 2 of 2 trained, 0 evaluations missing"
+
+
+def test_a_cell_that_somebody_works_on_is_left_alone(store: Path, tmp_path: Path) -> None:
+    experiment = Experiment(**settings(store))
+    first, second = experiment.cells(tmp_path)
+    with locked(first.folder) as mine, locked(second.folder) as other:
+        assert mine is not None
+        assert other is not None
+        progress = work_off(experiment, tmp_path, "cpu", announce=lambda line: None)
+        assert (progress.elsewhere, progress.trained) == (2, 0)
+        assert "now working on keypoints-none-seed0, keypoints-knn-seed0" in status(experiment, tmp_path)
+    assert "working" not in status(experiment, tmp_path)
+
+
+def test_a_failing_cell_is_named_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
+    factors = {"coupling": {"none": ["coupling=none", "k=-1", "coupling=nonsense"], "knn": ["coupling=nothing"]}}
+    experiment = Experiment(**settings(store, factors=factors))
+    announced: list[str] = []
+    progress = work_off(experiment, tmp_path, "cpu", announced.append)
+    assert progress.failed == ["none-seed0", "knn-seed0"]
+    assert "coupling=nothing: choose one of" in announced[-1]
+
+
+def test_a_folder_made_with_other_settings_is_refused(store: Path, tmp_path: Path) -> None:
+    cell = Experiment(**settings(store)).cells(tmp_path)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(json.dumps({"levels": {}, "overrides": ["steps=99"]}))
+    announced: list[str] = []
+    progress = work_off(Experiment(**settings(store)), tmp_path, "cpu", announced.append, cells=[cell])
+    assert progress.failed == [cell.folder.name]
+    assert "was trained with steps=99" in announced[-1]
+
+
+def test_cells_are_all_combinations_and_whole_seeds_come_first(tmp_path: Path) -> None:
+    factors = {"objective": {"ddpm": ["a"], "flow": ["b"]}, "coupling": {"none": ["c"], "knn": ["d"]}}
+    cells = Experiment("x", factors, [3, 4], [], ["t"]).cells(tmp_path)
+    assert len(cells) == 8
+    assert {cell.seed for cell in cells[:4]} == {3}
+    assert cells[1].folder == tmp_path / "cells" / "ddpm-knn-seed3"
+    assert cells[1].overrides == ("t", "a", "d", "seed=3")
+
+
+def test_lists_in_evaluations_are_combined_and_named_apart() -> None:
+    evaluations = [
+        {"num_inference_steps": [16, 1], "inference_coupling": ["none", "warm"]},
+        {"num_inference_steps": 16, "inference_coupling": "warm", "selection": ["KNN(k=2)", "KNN(k=8)"]},
+        {"num_inference_steps": 16},
+    ]
+    experiment = Experiment("x", {"coupling": {"none": []}}, [0], evaluations)
+    configs = experiment.evaluation_configs()
+    assert len(configs) == 6  # the last is among the first
+    assert len({evaluation_name(config) for config in configs}) == 6
+    assert evaluation_name(EvaluationConfig(num_inference_steps=4)) == "steps4-none-n200-from100000-noise0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "knm"}, r"baseline='knm': choose a level of the factor coupling \(none\)"),
+        ({"seeds": []}, r"seeds=\[\] must be different"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be different"),
+        ({"factors": {"coupling": {"none": []}, "observation": {}}}, r"empty: \['observation'\]"),
+        ({"modes": {"starts": 3}}, r"modes: starts is none of n_starts"),
+        ({"evaluations": [{"steps": 3}]}, r"evaluations: .*'steps'"),
+        ({"evaluations": [{"inference_coupling": "hot"}]}, r"mode='hot': choose one of none, warm, two_pass"),
+    ],
+)
+def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    given = {"name": "x", "factors": {"coupling": {"none": []}}, "seeds": [0], "evaluations": [], **changes}
+    with pytest.raises(ValueError, match=message):
+        Experiment(**given)
+
+
+def test_a_cell_without_a_choice_to_make_is_not_evaluated_as_coupled(tmp_path: Path) -> None:
+    cell = Cell(tmp_path, {}, 0)
+    cell.run_dir.mkdir()
+    warm, other = (
+        EvaluationConfig(inference_coupling="warm"),
+        EvaluationConfig(inference_coupling="warm", selection="KNN(k=2)"),
+    )
+    texts = {
+        "Independent()": [other],
+        "KNN(k=2)": [warm, other],
+        "Warmup(KNN(k=8), start=0, anneal_to={'k': 1}, anneal_over=5)": [other],
+        "SeedCache(n_data=9)": [other],
+        "LinearAssignment()": [warm, other],
+    }
+    for text, expected in texts.items():
+        (cell.run_dir / "summary.json").write_text(json.dumps({"coupling": text}))
+        assert cell.missing([warm, other]) == expected
