@@ -3,15 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from immiscible_policy.diffusion.consistency import Consistency
 from immiscible_policy.diffusion.ddpm import DDPM
+from immiscible_policy.diffusion.flow_matching import FlowMatching
+from immiscible_policy.diffusion.objective import Network, Objective
 
-__all__ = ["DDPM", "build_objective"]
+__all__ = ["DDPM", "OBJECTIVES", "Consistency", "FlowMatching", "Network", "Objective", "build_objective"]
 
-OBJECTIVES = {"ddpm": DDPM}
+OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM, "flow_matching": FlowMatching, "consistency": Consistency}
 
 
-def build_objective(config: Mapping[str, Any]) -> DDPM:
-    """The objective that ``config`` names under ``name``, with the rest of ``config`` as its arguments."""
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """The objective that ``config`` names under ``name``, with the rest of ``config`` as its arguments.
+
+    Raises:
+        ValueError: the name is unknown, or an argument is unknown or out of range.
+    """
     options = dict(config)
     name = options.pop("name", None)
     if name not in OBJECTIVES:

@@ -1,23 +1,22 @@
 """Denoising diffusion (Ho et al., 2020) with DDPM or DDIM (Song et al., 2021) sampling, on diffusers' schedulers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from immiscible_policy.diffusion.objective import Network, Objective, check_choice, initial_noise, masked_mean
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 SAMPLERS = ("ddim", "ddpm")
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(Objective):
     """Predict the noise (or the data, or v) of ``sqrt(abar_t) x + sqrt(1 - abar_t) n`` at a random step t.
 
     Args:
@@ -26,8 +25,7 @@ class DDPM:
         prediction_type: epsilon | sample | v_prediction.
         sampler: ddim (deterministic, few steps) | ddpm (ancestral).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
-        data_scale: image scaling of Improved Immiscible Diffusion, section 3.3.3: data is multiplied on the way in,
-            the clipping range widened, and samples divided on the way out.
+        data_scale: see ``Objective``.
     """
 
     num_train_timesteps: int = 100
@@ -40,17 +38,18 @@ class DDPM:
     data_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("beta_schedule", BETA_SCHEDULES),
-            ("prediction_type", PREDICTION_TYPES),
-            ("sampler", SAMPLERS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("sampler", self.sampler, SAMPLERS)
         if self.num_train_timesteps < 1 or not self.data_scale > 0:
             raise ValueError(
                 f"num_train_timesteps={self.num_train_timesteps} and data_scale={self.data_scale} must be positive"
             )
+
+    @property
+    def max_steps(self) -> int:
+        """T: a sampler visits each step at most once."""
+        return self.num_train_timesteps
 
     @cached_property
     def scheduler(self) -> Any:
@@ -84,15 +83,7 @@ class DDPM:
         generator: torch.Generator | None = None,
         time: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the network's prediction (Ho et al., eq. 14).
-
-        Args:
-            network: ``network(noisy, time, condition) -> prediction`` of data's shape.
-            data, noise: (B, ...). The same noise makes the noisy input and the target, so a coupling cannot be lost
-                between them.
-            mask: broadcastable to data, True where an entry counts; None counts all.
-            time: steps from ``draw_time``, where the coupling had to know them; drawn here if None.
-        """
+        """Mean squared error of the network's prediction (Ho et al., eq. 14); see ``Objective.loss``."""
         data = data * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
@@ -103,11 +94,7 @@ class DDPM:
             target = data
         else:
             target = self.scheduler.get_velocity(data, noise, time)
-        error = (prediction.float() - target.float()).square()
-        if mask is None:
-            return error.mean()
-        weight = mask.expand_as(error).to(error.dtype)
-        return (error * weight).sum() / weight.sum().clamp_min(1)
+        return masked_mean((prediction.float() - target.float()).square(), mask)
 
     @torch.no_grad()
     def sample(
@@ -120,9 +107,9 @@ class DDPM:
         device: torch.device | str = "cpu",
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Data of ``shape`` from standard normal noise (or from ``noise``) in ``steps`` network calls (default T)."""
+        """Data of ``shape`` in ``steps`` network calls (default T); see ``Objective.sample``."""
         steps = self.num_train_timesteps if steps is None else steps
-        if not 1 <= steps <= self.num_train_timesteps:
+        if not 1 <= steps <= self.max_steps:
             raise ValueError(f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps")
         scheduler = self.scheduler
         if self.sampler == "ddim":
@@ -130,7 +117,7 @@ class DDPM:
         else:
             scheduler = DDPMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(steps, device=device)
-        sample = randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
+        sample = initial_noise(shape, generator, device, noise)
         for t in scheduler.timesteps:
             prediction = network(sample, t.expand(shape[0]), condition)
             sample = scheduler.step(prediction.float(), t, sample, generator=generator).prev_sample

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+COMPILE_MODES = (False, True, "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,9 @@ class TrainerConfig:
         gradient_clip: largest global gradient norm; None clips nothing.
         ema_power, ema_max_decay: weights' moving average with decay 1 - (1 + step)^-power up to the maximum.
         mixed_precision: auto | fp32 | bf16 | fp16.
+        compile: True, "reduce-overhead" (CUDA graphs) or "max-autotune" runs the model's ``network`` through
+            torch.compile in that mode (True: its default one); takes a minute at the start, changes results by
+            rounding, and needs a C++ compiler on a CPU. False runs it as it is.
         device: auto | cpu | cuda.
         seed: of data order, noise and diffusion times.
         log_every, validate_every, evaluate_every, checkpoint_every: in steps. The last step does all four.
@@ -35,6 +39,7 @@ class TrainerConfig:
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
     mixed_precision: str = "auto"
+    compile: bool | str = False
     device: str = "auto"
     seed: int = 0
     log_every: int = 100
@@ -60,6 +65,9 @@ class TrainerConfig:
         for name in ("learning_rate", "ema_power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if self.compile not in COMPILE_MODES:
+            allowed = ", ".join(str(mode).lower() for mode in COMPILE_MODES)
+            raise ValueError(f"compile={self.compile!r}: choose one of {allowed}")
         if self.lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule={self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
         if not 0 <= self.warmup_steps <= self.steps:

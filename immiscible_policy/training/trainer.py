@@ -1,8 +1,9 @@
 """The one training loop. It reads from top to bottom in ``Trainer.fit``.
 
 A model is any module whose call returns the loss of a batch, ``model(batch, coupling, generator) -> scalar``, and that
-has ``save_pretrained(folder)``. A dataset has ``len()`` and ``batch(indices) -> dict of tensors``; the loop adds the
-indices as ``index``.
+has ``save_pretrained(folder)``. A model with an ``objective`` (``diffusion.Objective``) also has
+``begin_step(step, total_steps)``, called before every step, and what the objective remembers is part of a checkpoint.
+A dataset has ``len()`` and ``batch(indices) -> dict of tensors``; the loop adds the indices as ``index``.
 """
 
 import copy
@@ -20,6 +21,7 @@ from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from immiscible_policy.coupling import Coupling
@@ -58,7 +60,8 @@ class Trainer:
 
     Args:
         model: see the module's text; trained in place.
-        dataset: kept wherever its tensors are; batches are moved to the device.
+        dataset: kept wherever its tensors are; batches are moved to the device. A dataset on a GPU says so with
+            ``device`` and is asked for batches by indices that lie there.
         coupling: pairs data with noise. Its state is part of a checkpoint.
         config: the settings.
         run_dir: checkpoints, metrics and events go here.
@@ -100,7 +103,10 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.bare_model = model  # which prepare may wrap
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if config.compile:
+            _compile_network(model, config.compile)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.lr_schedule = get_scheduler(
             config.lr_schedule,
@@ -114,7 +120,6 @@ class Trainer:
             use_ema_warmup=True,
             inv_gamma=1.0,
             power=config.ema_power,
-            foreach=self.device.type == "cuda",  # on a CPU the fused form only makes larger temporaries
         )
         self.generator = torch.Generator(self.device)
         # A stream of its own for each process; the same for all couplings, so that runs of one seed are paired.
@@ -122,6 +127,7 @@ class Trainer:
         self.step = 0
         self.seconds = _Stopwatch()
         self.best: float | None = None
+        self._data_device = torch.device(getattr(dataset, "device", "cpu"))
         self._epoch_order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     @property
@@ -188,8 +194,14 @@ class Trainer:
                 logger.close()
 
     def _train_step(self, indices: Tensor) -> tuple[Tensor, Tensor | float]:
-        batch = {name: value.to(self.device) for name, value in self.dataset.batch(indices).items()}
-        batch["index"] = indices.to(self.device)
+        """One optimiser step. Nothing here waits for a GPU's queue, so that the next step is prepared meanwhile."""
+        batch = {name: self._on_device(value) for name, value in self.dataset.batch(indices).items()}
+        batch["index"] = self._on_device(indices)
+        if self.config.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # the memory of the last step's graphs is free again
+        begin_step = getattr(self.bare_model, "begin_step", None)
+        if begin_step is not None:
+            begin_step(self.step, self.config.steps)
         loss = self.model(batch, self.coupling, self.generator)
         self.accelerator.backward(loss)
         limit = self.config.gradient_clip
@@ -197,13 +209,26 @@ class Trainer:
         self.optimizer.step()
         self.lr_schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.parameters)
+        self._update_average()
         return loss.detach(), norm
+
+    def _on_device(self, value: Tensor) -> Tensor:
+        if self.device.type == "cuda" and value.device.type == "cpu":
+            return value.pin_memory().to(self.device, non_blocking=True)  # from pageable memory it would wait
+        return value.to(self.device)
+
+    def _update_average(self) -> None:
+        """``ema.step`` in one pass over the weights: the library's makes temporaries as large as they are."""
+        self.ema.optimization_step += 1
+        decay = self.ema.get_decay(self.ema.optimization_step)
+        get_ema_multi_avg_fn(decay)(self.ema.shadow_params, self.parameters, 0)
 
     def _progress(self, losses: list[Tensor], gradient_norm: Tensor | float) -> dict[str, float]:
         """Numbers of the steps since the last log. Reading them is the loop's only wait for a GPU."""
+        with self.seconds:  # the wait is time of the steps
+            loss = self._mean_loss(losses)
         return {
-            "train/loss": self._mean_loss(losses),
+            "train/loss": loss,
             "train/gradient_norm": float(gradient_norm),
             "train/learning_rate": float(self.lr_schedule.get_last_lr()[0]),
             "train/epoch": self.step * self._global_batch / len(self.dataset),
@@ -248,7 +273,8 @@ class Trainer:
         epoch, position = divmod(step - 1, steps_per_epoch)
         if self._epoch_order[0] != epoch:
             shuffle = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self._epoch_order = (epoch, torch.randperm(len(self.dataset), generator=shuffle))
+            order = torch.randperm(len(self.dataset), generator=shuffle)
+            self._epoch_order = (epoch, order.to(self._data_device))
         start = position * self._global_batch + self.accelerator.process_index * self.config.batch_size
         return self._epoch_order[1][start : start + self.config.batch_size]
 
@@ -274,6 +300,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
+        model = self.accelerator.unwrap_model(self.model)
         save_state(
             self.latest,
             {
@@ -282,12 +309,13 @@ class Trainer:
                 "seconds": [self.seconds.wall, self.seconds.cpu],
                 "precision": self.precision,
                 "config": dataclasses.asdict(self.config),
-                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "model": model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "lr_schedule": self.lr_schedule.state_dict(),
                 "ema": {"step": self.ema.optimization_step, "parameters": self.ema.shadow_params},
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "coupling": self.coupling.state_dict(),
+                "objective": model.objective.state_dict() if hasattr(model, "objective") else {},
                 "rng": states,
             },
         )
@@ -307,9 +335,11 @@ class Trainer:
         model = self.accelerator.unwrap_model(self.model)
         mine, theirs = json.loads(json.dumps(dataclasses.asdict(self.config))), state["config"]
         free = ("device", "mixed_precision", "tensorboard", "wandb", "log_every", "keep_checkpoints")
-        changed = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
+        # A setting that a checkpoint does not know had its default when it was written.
+        defaults = json.loads(json.dumps(dataclasses.asdict(TrainerConfig())))
+        changed = [k for k in mine if k not in free and mine[k] != theirs.get(k, defaults[k])]
         if changed or self.precision != state["precision"]:
-            details = [f"{k}={mine[k]} (saved with {theirs.get(k)})" for k in changed]
+            details = [f"{k}={mine[k]} (saved with {theirs.get(k, defaults[k])})" for k in changed]
             if self.precision != state["precision"]:
                 details.append(f"mixed_precision={self.precision} (saved with {state['precision']})")
             raise CheckpointError(f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}")
@@ -329,9 +359,23 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.coupling.load_state_dict(state["coupling"])
+        if hasattr(model, "objective"):
+            model.objective.load_state_dict(state.get("objective", {}))  # older checkpoints have none
         set_rng_state(self.generator, state["rng"][self.accelerator.process_index])
         self.step, self.best = state["step"], state["best"]
         self.seconds.wall, self.seconds.cpu = state["seconds"]
+
+
+def _compile_network(model: nn.Module, mode: bool | str) -> None:
+    """Compile the calls of ``model.network`` in place: parameters, their names and copies made before stay as they are.
+
+    Raises:
+        ValueError: the model has no ``network``.
+    """
+    network = getattr(model, "network", None)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"compile={mode!r} compiles model.network, which {type(model).__name__} does not have")
+    network.compile(mode="default" if mode is True else mode)
 
 
 def _forget_earlier_accelerator() -> None:

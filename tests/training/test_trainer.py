@@ -1,6 +1,7 @@
 """The training loop: exact resume, averaged weights, data order, couplings, failures."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from immiscible_policy.coupling import KNN, Coupling, Independent
+from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.training import CheckpointError, DivergedError, Trainer, TrainerConfig
+from immiscible_policy.training.checkpoint import load_state, save_state
 from immiscible_policy.training.metrics import read_metrics
 
 CONFIG = TrainerConfig(
@@ -67,12 +71,28 @@ class Denoiser(nn.Module):
         save_file(self.state_dict(), Path(folder) / "model.safetensors")
 
 
+class CompilableDenoiser(Denoiser):
+    """A denoiser whose ``network`` can be compiled, dropout and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.net = self.net, nn.Identity()
+
+    def forward(
+        self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator | None = None
+    ) -> Tensor:
+        noise = coupling(batch["data"], generator=generator)
+        return (self.network(batch["data"] + noise) - noise).square().mean()
+
+
 def trainer(folder: Path, config: TrainerConfig = CONFIG, **options: Any) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(11)
-    return Trainer(
-        Denoiser(), options.pop("dataset", Points()), options.pop("coupling", KNN(k=2)), config, folder, **options
-    )
+    parts = [
+        options.pop(name, None) or default
+        for name, default in (("model", Denoiser()), ("dataset", Points()), ("coupling", KNN(k=2)))
+    ]
+    return Trainer(*parts, config, folder, **options)
 
 
 def final_state(run: Trainer) -> list[Tensor]:
@@ -180,6 +200,140 @@ def test_averaged_weights_follow_the_published_decay(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_averaged_weights_are_those_of_the_library(tmp_path: Path) -> None:
+    """Past the maximum decay too, and its count of steps, which checkpoints hold."""
+    run = trainer(tmp_path, replace(CONFIG, ema_max_decay=0.8))
+    library = EMAModel(run.parameters, decay=0.8, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    for step in range(1, 21):
+        run.step = step
+        run._train_step(run._indices(step))
+        library.step(run.parameters)
+    assert run.ema.optimization_step == library.optimization_step == 20
+    for expected, found in zip(library.shadow_params, run.ema.shadow_params, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+class Windows:
+    """A data set of random windows for a policy."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return {
+            "observation": torch.rand(len(indices), 2, 3),
+            "action": torch.rand(len(indices), 8, 2),
+            "action_is_pad": torch.zeros(len(indices), 8, dtype=torch.bool),
+        }
+
+
+def small_policy() -> DiffusionPolicy:
+    network = {"name": "unet1d", "down_dims": [8, 16], "step_embed_dim": 8}
+    policy = DiffusionPolicy(3, 2, horizon=8, n_action_steps=4, network=network)
+    policy.fit_normalizers(torch.rand(50, 3), torch.rand(50, 2))
+    return policy
+
+
+@pytest.mark.parametrize("gradient_clip", [1.0, None])
+def test_a_step_reads_no_number_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradient_clip: float | None
+) -> None:
+    """Each such reading would make the host wait until a GPU has done all that it was given."""
+    config = replace(CONFIG, gradient_clip=gradient_clip)
+    run = trainer(tmp_path, config, model=small_policy(), dataset=Windows(), coupling=Independent())
+
+    def refuse(self: Tensor, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a number was read")
+
+    with monkeypatch.context() as patch:
+        # On a GPU this check looks at an earlier batch, whose answer is there already; see its own tests.
+        patch.setattr("immiscible_policy.coupling._checks._check_finite", lambda *arguments: None)
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+            patch.setattr(Tensor, name, refuse)
+        for step in (1, 2):
+            run.step = step
+            loss, norm = run._train_step(run._indices(step))
+        with pytest.raises(AssertionError, match="a number was read"):
+            float(loss)
+    assert isinstance(norm, Tensor)
+    assert loss.isfinite()
+
+
+def test_data_on_another_device_are_asked_for_by_indices_there(tmp_path: Path) -> None:
+    points = Points()
+    points.device = "meta"  # type: ignore[attr-defined]
+    run = trainer(tmp_path, dataset=points)
+    assert run._indices(1).device.type == run._indices(2).device.type == "meta"
+    assert trainer(tmp_path)._indices(1).device.type == "cpu"
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler on a CPU"
+)
+
+
+@needs_compiler
+def test_a_compiled_run_resumes_exactly_and_keeps_its_names(tmp_path: Path) -> None:
+    config = replace(CONFIG, compile=True, evaluate_every=15)
+    plain = trainer(tmp_path / "plain", model=CompilableDenoiser())
+    whole = trainer(tmp_path / "whole", config, model=CompilableDenoiser())
+    assert list(whole.bare_model.state_dict()) == list(plain.bare_model.state_dict())
+    whole.fit()
+
+    def kill(model: nn.Module, step: int) -> dict[str, float]:
+        raise _KilledError
+
+    with pytest.raises(_KilledError):
+        trainer(tmp_path / "killed", config, model=CompilableDenoiser(), evaluate=kill).fit()
+    second = trainer(tmp_path / "killed", config, model=CompilableDenoiser())
+    second.resume()
+    assert second.step == 10
+    second.fit()
+    assert all(torch.equal(a, b) for a, b in zip(final_state(whole), final_state(second), strict=True))
+
+
+@needs_compiler
+def test_a_compiled_network_computes_the_same(tmp_path: Path) -> None:
+    """Without dropout, whose draws a compiler may order as it likes; weights after 5 steps."""
+    states = []
+    for mode in (False, True):
+        model = CompilableDenoiser()
+        model.network[2].p = 0.0
+        run = trainer(tmp_path / str(mode), replace(CONFIG, steps=5, compile=mode), model=model)
+        run.fit()
+        states.append(final_state(run))
+    for eager, compiled in zip(*states, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
+
+
+def test_only_a_network_can_be_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compile=True compiles model\.network, which Denoiser does not have"):
+        trainer(tmp_path, replace(CONFIG, compile=True))
+
+
+@pytest.mark.parametrize("mode", [True, "reduce-overhead", "max-autotune"])
+def test_the_mode_reaches_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: bool | str) -> None:
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append((self, options)))
+    model = CompilableDenoiser()
+    trainer(tmp_path, replace(CONFIG, compile=mode), model=model)
+    assert asked == [(model.network, {"mode": "default" if mode is True else mode})]
+
+
+def test_a_checkpoint_of_before_a_setting_had_its_default(tmp_path: Path) -> None:
+    run = trainer(tmp_path, model=CompilableDenoiser())
+    run.step = 10
+    run.save()
+    state = load_state(run.latest)
+    del state["config"]["compile"]
+    save_state(run.latest, state)
+    with pytest.raises(CheckpointError, match=r"compile=True \(saved with False\)"):
+        trainer(tmp_path, replace(CONFIG, compile=True), model=CompilableDenoiser()).resume()
+    again = trainer(tmp_path, model=CompilableDenoiser())
+    again.resume()
+    assert again.step == 10
+
+
 def test_the_learning_rate_warms_up_and_ends_at_zero(tmp_path: Path) -> None:
     trainer(tmp_path, replace(CONFIG, log_every=1)).fit()
     rates = [line["train/learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")]
@@ -259,6 +413,7 @@ def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
         ("batch_size", -1, "batch_size=-1"),
         ("learning_rate", 0.0, "learning_rate=0.0: must be positive"),
         ("lr_schedule", "cos", "lr_schedule='cos': choose one of"),
+        ("compile", "fast", "compile='fast': choose one of false, true, reduce-overhead, max-autotune"),
         ("warmup_steps", 31, "warmup_steps=31: must be between 0 and steps=30"),
     ],
 )

@@ -1,0 +1,145 @@
+"""The interface that every objective shares: data and noise in, a loss out; noise in, samples out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``network(noisy, time, condition) -> prediction``: (B, ...), (B,), anything or None -> (B, ...)."""
+
+
+class Objective(ABC):
+    """What a network learns to predict, and how samples are drawn from what it learnt.
+
+    An objective never draws training noise: a coupling does, and ``loss`` uses that one tensor for the noisy input and
+    for the target. Data may have any rank; nothing in an objective knows what it is. Subclasses are frozen dataclasses.
+
+    Attributes:
+        data_scale: image scaling of Improved Immiscible Diffusion, section 3.3.3: data is multiplied by it on the way
+            in, the clipping range [-1, 1] widened, and samples divided on the way out.
+        sampler: name of the sampler, as evaluations record it.
+    """
+
+    data_scale: float
+    sampler: str
+
+    @property
+    def max_steps(self) -> int | None:
+        """The largest ``steps`` that ``sample`` accepts; None where there is no limit."""
+        return None
+
+    @abstractmethod
+    def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Times to train on, (batch,), in the objective's own units."""
+
+    @abstractmethod
+    def diffusion_time(self, time: Tensor) -> Tensor:
+        """Times of ``draw_time`` as couplings know them, (B,) in (0, 1] with 1 at the noisiest."""
+
+    @abstractmethod
+    def loss(
+        self,
+        network: Network,
+        data: Tensor,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
+        """Training loss, a scalar in float32.
+
+        Args:
+            network: ``network(noisy, time, condition) -> prediction`` of data's shape.
+            data, noise: (B, ...). The same noise makes the noisy input and the target, so a coupling cannot be lost
+                between them.
+            mask: broadcastable to data, True where an entry counts; None counts all.
+            time: times from ``draw_time``, where the coupling had to know them; drawn here if None.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        network: Network,
+        shape: tuple[int, ...],
+        condition: Tensor | None = None,
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Data of ``shape`` in ``steps`` network calls, from standard normal noise or from ``noise``.
+
+        Args:
+            steps: None takes the objective's own default.
+            generator: for the initial noise and for a sampler's own draws.
+
+        Raises:
+            ValueError: ``steps`` is below 1 or above ``max_steps``.
+        """
+
+    def begin_step(self, network: nn.Module, step: int, total_steps: int) -> None:  # noqa: B027 - most need none
+        """Learn where training is. A training loop calls this before each of its steps 1..total_steps.
+
+        Args:
+            network: the one that ``loss`` is given, with its weights from before the step.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes over training, for checkpoints: tensors and JSON values. Empty for most objectives."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ValueError: ``state`` holds keys that this objective does not know.
+        """
+        if state:
+            raise ValueError(
+                f"state of {type(self).__name__} must be empty, since it has no memory; got the keys {sorted(state)} "
+                "(saved by another objective?)"
+            )
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError that names the setting, its value and what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def check_positive(**settings: float) -> None:
+    """Raise a ValueError for the first setting that is not a positive number."""
+    for name, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: must be positive")
+
+
+def check_steps(steps: int) -> None:
+    """Raise a ValueError where a sampler without an upper limit is asked for less than one step."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: sampling takes at least 1 step")
+
+
+def initial_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str, noise: Tensor | None
+) -> Tensor:
+    """The given noise, or a standard normal draw (which a CPU generator makes on the CPU, whatever the device)."""
+    return randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """One value a sample, (B,), in a shape that broadcasts against ``like`` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the entries that count, a scalar; 0 where none does."""
+    if mask is None:
+        return error.mean()
+    weight = mask.expand_as(error).to(error.dtype)
+    return (error * weight).sum() / weight.sum().clamp_min(1)
