@@ -24,12 +24,17 @@ from immiscible_policy.policy.networks.base import (
 )
 
 
+_SHORT = 4  # steps, up to which one product over the taps is at least as fast in fp32, too
+
+
 class SequenceConv(nn.Module):
     """Convolution over time with "same" padding: (B, T, in) -> (B, ceil(T / stride), out).
 
     The weight is stored as (out, kernel, in). Under bf16 autocast on a CPU the taps are concatenated and multiplied
     at once: the product runs at bf16 speed there while the library's convolution does not (whole training step:
-    ``scripts/benchmark.py --only policy``). Elsewhere the same weight goes to the library's convolution as a view.
+    ``scripts/benchmark.py --only policy``). In fp32 that pays only for the shortest sequences, on which the library's
+    convolution takes three times as long (64 sequences of 4 steps, 1,024 channels). Elsewhere the same weight goes to
+    the library's convolution as a view.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -43,10 +48,11 @@ class SequenceConv(nn.Module):
         if self.kernel_size == 1:
             return F.linear(x, self.weight[:, 0], self.bias)
         pad = self.kernel_size // 2
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        lowered = torch.is_autocast_enabled("cpu")
+        if x.device.type != "cpu" or not (lowered or x.shape[1] <= _SHORT):
             weight = self.weight.transpose(1, 2)
             return F.conv1d(x.transpose(1, 2), weight, self.bias, self.stride, pad).transpose(1, 2)
-        padded = F.pad(x.to(torch.get_autocast_dtype("cpu")), (0, 0, pad, pad))
+        padded = F.pad(x.to(torch.get_autocast_dtype("cpu")) if lowered else x, (0, 0, pad, pad))
         taps = [padded[:, i : i + x.shape[1] : self.stride] for i in range(self.kernel_size)]
         return F.linear(torch.cat(taps, dim=-1), self.weight.flatten(1), self.bias)
 
