@@ -18,6 +18,8 @@ from typing import Any
 
 import benchmark_coupling
 import benchmark_environment
+import benchmark_inference
+import benchmark_training
 import torch
 from benchmark_coupling import PUBLISHED, Contenders, call_times
 from benchmark_timing import ratio, spread
@@ -35,13 +37,15 @@ what is compared
   policy      ours: a training step (loss, backward, AdamW) of the default policy, in the precision that it chooses.
               published form: the same network with the library's convolutions in fp32 and Mish.
               Couplings at the policy's batch are given as shares of our step.
-{benchmark_environment.COMPARED}
+{benchmark_environment.COMPARED}\
+{benchmark_inference.COMPARED}\
+{benchmark_training.COMPARED}
 how to read the table
   time        median over the rounds
   vs ours     time of the published form over ours (above 1: ours is faster), median [quartiles]
   vs randn    time over that of the one draw
   memory      peak of what the call allocates, its result included; 1.0 BD is one float32 (B, D) tensor
-  steps/s     steps of one world a second, median over the rounds [quartiles]
+  steps/s     steps of one world (of training) a second, median over the rounds [quartiles]
   over gym-pusht  time that gym-pusht takes for a step over that of the row (above 1: the row is faster)
 
 examples
@@ -49,6 +53,9 @@ examples
   python scripts/benchmark.py --only coupling --rounds 31      steadier numbers
   python scripts/benchmark.py --only coupling --device cuda    the couplings on a GPU
   python scripts/benchmark.py --only policy                    the policy's training step
+  python scripts/benchmark.py --only inference                 latency of an action chunk
+  python scripts/benchmark.py --only training                  whole training steps, about three minutes
+  python scripts/benchmark.py --only training --device cuda --training-compile true reduce-overhead
   python scripts/benchmark.py --only environment --gym-pusht-python gym-pusht/bin/python
   python scripts/benchmark.py --knn-sizes 64,32,2 --assignment-sizes 64,32 --output benchmark.json
 """
@@ -105,7 +112,9 @@ def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "coupling": benchmark_coupling.coupling_section,
     "policy": policy_section,
+    "inference": benchmark_inference.inference_section,
     "environment": benchmark_environment.environment_section,
+    "training": benchmark_training.training_section,
 }
 
 
@@ -122,10 +131,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of data, noise and actions (default: 0)")
     benchmark_coupling.add_options(parser)
     benchmark_environment.add_options(parser)
+    benchmark_inference.add_options(parser)
+    benchmark_training.add_options(parser)
     parser.add_argument("--output", type=Path, help="also write all numbers to this JSON file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error(f"--rounds and --threads must be >= 1, got {arguments.rounds} and {arguments.threads}")
+    if any(steps < 1 for steps in arguments.inference_steps):
+        parser.error(f"--inference-steps must be >= 1, got {arguments.inference_steps}")
     if arguments.seed < 0:
         parser.error(f"--seed must be >= 0, got {arguments.seed}")
     if arguments.output is not None and not arguments.output.resolve().parent.is_dir():

@@ -23,7 +23,6 @@ from immiscible_policy.policy.networks.base import (
     flatten_condition,
 )
 
-
 _SHORT = 4  # steps, up to which one product over the taps is at least as fast in fp32, too
 
 

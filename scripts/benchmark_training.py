@@ -1,0 +1,270 @@
+"""The section `training` of scripts/benchmark.py: whole training steps a second, published loops' among them."""
+
+import argparse
+import contextlib
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmark_training_seeds
+import torch
+from benchmark_published_network import PublishedUNet
+from benchmark_published_training import (
+    ACTION_DIM,
+    HORIZON,
+    N_ACTION_STEPS,
+    N_OBS_STEPS,
+    OBSERVATION_DIM,
+    Demonstrations,
+    LeRobotLoop,
+    OriginalLoop,
+)
+from benchmark_timing import quartiles, ratio, spread
+from benchmark_training_turns import Loop, Turns, lerobot_flags
+from torch import Tensor
+from tqdm import tqdm
+
+from immiscible_policy.coupling import KNN
+from immiscible_policy.data.windows import ActionWindows
+from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.training import Trainer, TrainerConfig
+from immiscible_policy.training.precision import resolve_precision
+
+Row = dict[str, Any]
+LEROBOT, ORIGINAL = LeRobotLoop.name, OriginalLoop.name
+
+COMPARED = """\
+  training    a whole step of training: data, loss, backward, clipping, optimiser, averaged weights, bookkeeping.
+              ours: Trainer with KNN(k=2). original loop, LeRobot's loop: rebuilt from what these do in a step, with the
+              library's convolutions and Mish (fp32), a DataLoader with 1 and 4 workers that makes one item at a time,
+              optimisers as torch chooses them, losses read in every step. Same network size, batch and data. The
+              workers have cores of their own where there are any; cpu counts their time too, and a loop's workers
+              stand still while it is another's turn. Then several training seeds at once, stacked in one network.
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, and how long its contenders run: untimed steps (a loader's queue fills), steps a turn, turns."""
+
+    down_dims: tuple[int, ...]
+    step_embed_dim: int
+    warm_up: int
+    steps: int
+    most_rounds: int
+
+
+SIZES = {
+    "small": Size((64, 128, 256), 128, 8, 4, 100),
+    "paper": Size((256, 512, 1024), 256, 1, 1, 3),
+}
+# A GPU's steps are short.
+GPU_STEPS = 50
+LOG_EVERY = 100
+
+
+class OurLoop:
+    """What `Trainer.fit` does in a step, without validation and checkpoints."""
+
+    workers: Sequence[int] = ()
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.losses: list[Tensor] = []
+        self._sink = open(os.devnull, "w")  # noqa: SIM115 - closed by close()
+        self.progress = tqdm(file=self._sink, mininterval=1.0)
+
+    def step(self) -> None:
+        trainer = self.trainer
+        trainer.step += 1
+        with trainer.seconds:
+            loss, norm = trainer._train_step(trainer._indices(trainer.step))
+        self.losses.append(loss)
+        self.progress.update()
+        if trainer.step % LOG_EVERY == 0:
+            trainer._progress(self.losses, norm)
+            self.losses.clear()
+
+    def close(self) -> None:
+        self.progress.close()
+        self._sink.close()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table, and how to start its loop. `compile` as in TrainerConfig."""
+
+    name: str
+    precision: str
+    activation: str
+    start: Callable[[], Loop]
+    compile: bool | str = False
+
+
+def our_loop(
+    size: Size, data: Demonstrations, arguments: argparse.Namespace, precision: str, activation: str, mode: bool | str
+) -> Loop:
+    """The project's trainer on the data, which lie where the network does."""
+    torch.manual_seed(arguments.seed)
+    network = {
+        "name": "unet1d",
+        "down_dims": list(size.down_dims),
+        "step_embed_dim": size.step_embed_dim,
+        "activation": activation,
+    }
+    policy = DiffusionPolicy(OBSERVATION_DIM, ACTION_DIM, HORIZON, N_OBS_STEPS, N_ACTION_STEPS, network=network)
+    observation = torch.cat([torch.from_numpy(data.keypoint), torch.from_numpy(data.agent)], dim=1)
+    policy.fit_normalizers(observation, torch.from_numpy(data.action))
+    windows = ActionWindows(
+        observation, data.action, data.episode_ends, HORIZON, N_OBS_STEPS, N_ACTION_STEPS, device=arguments.device
+    )
+    config = TrainerConfig(
+        steps=100_000,
+        batch_size=arguments.training_batch,
+        device=arguments.device,
+        mixed_precision=precision,
+        seed=arguments.seed,
+        compile=mode,
+    )
+    trainer = Trainer(policy, windows, KNN(k=2), config, Path(tempfile.gettempdir()))
+    trainer.model.train()
+    return OurLoop(trainer)
+
+
+def contenders(size: Size, data: Demonstrations, arguments: argparse.Namespace) -> list[Contender]:
+    """In the order of the table; our default precision only where it is another than fp32."""
+
+    def published(loop: type[LeRobotLoop] | type[OriginalLoop]) -> Contender:
+        def start() -> Loop:
+            torch.manual_seed(arguments.seed)
+            condition_dim = N_OBS_STEPS * OBSERVATION_DIM
+            network = PublishedUNet(ACTION_DIM, condition_dim, size.down_dims, size.step_embed_dim)
+            return loop(network, data, arguments.training_batch, arguments.device)
+
+        return Contender(loop.name, "fp32", "mish", start)
+
+    def ours(precision: str, activation: str, mode: bool | str = False) -> Contender:
+        return Contender(
+            "ours" if mode is False else f"ours, compile={str(mode).lower()}",
+            precision,
+            activation,
+            lambda: our_loop(size, data, arguments, precision, activation, mode),
+            mode,
+        )
+
+    chosen = [published(LeRobotLoop), published(OriginalLoop), ours("fp32", "mish")]
+    precision = resolve_precision("auto", arguments.device)
+    if precision != "fp32":
+        chosen.append(ours(precision, "mish"))
+    if size.down_dims == SIZES["small"].down_dims:
+        chosen.append(ours(precision, "silu"))
+    for mode in arguments.training_compile:
+        chosen += [ours("fp32", "mish", mode)] + ([ours(precision, "mish", mode)] if precision != "fp32" else [])
+    return chosen
+
+
+# --- measuring ---------------------------------------------------------------------------------------
+
+
+def measure(size_name: str, data: Demonstrations, arguments: argparse.Namespace) -> list[Row]:
+    """Interleaved turns of all contenders of one size; rows with speeds over the published loops."""
+    size = SIZES[size_name]
+    chosen = contenders(size, data, arguments)
+    keys = [f"{c.name} {c.precision} {c.activation}" for c in chosen]
+    on_gpu = arguments.device == "cuda"
+    warm_up, steps = (GPU_STEPS, GPU_STEPS) if on_gpu else (size.warm_up, size.steps)
+    wall: dict[str, list[float]] = {key: [] for key in keys}
+    busy: dict[str, list[float]] = {key: [] for key in keys}
+    with contextlib.ExitStack() as stack:
+        turns = {}
+        for key, contender in zip(keys, chosen, strict=True):
+            turns[key] = Turns(contender.start(), arguments.device)
+            stack.callback(turns[key].close)
+        for number in range(1 + min(arguments.rounds, size.most_rounds)):
+            for key, contender in zip(keys, chosen, strict=True):
+                with lerobot_flags(on_gpu and contender.name == LEROBOT):
+                    seconds, processor = turns[key].take(steps if number else warm_up)
+                if number:
+                    wall[key].append(seconds)
+                    busy[key].append(processor)
+    theirs = {contender.name: key for key, contender in zip(keys, chosen, strict=True)}
+    eager = {
+        c.precision: key for key, c in zip(keys, chosen, strict=True) if c.name == "ours" and c.activation == "mish"
+    }
+    rows = []
+    for key, contender in zip(keys, chosen, strict=True):
+        row: Row = {
+            "part": "loop",
+            "size": size_name,
+            "contender": contender.name,
+            "precision": contender.precision,
+            "activation": contender.activation,
+            "batch": arguments.training_batch,
+            "device": arguments.device,
+            "steps_per_s": quartiles([1 / seconds for seconds in wall[key]]),
+            "cpu_s_per_step": statistics.median(busy[key]),
+            "speed_over_lerobot": ratio(wall, theirs[LEROBOT], key),
+            "speed_over_original": ratio(wall, theirs[ORIGINAL], key),
+            "cpu_of_lerobot_over_this": ratio(busy, theirs[LEROBOT], key),
+            "cpu_of_original_over_this": ratio(busy, theirs[ORIGINAL], key),
+        }
+        if contender.compile is not False:
+            row["speed_over_eager"] = ratio(wall, eager[contender.precision], key)
+        rows.append(row)
+    return rows
+
+
+# --- the section -------------------------------------------------------------------------------------
+
+
+def training_section(arguments: argparse.Namespace) -> list[Row]:
+    """Steps a second of our trainer and of the published loops, then several seeds at once."""
+    data = Demonstrations(arguments.seed)
+    rows: list[Row] = []
+    for size in arguments.training_sizes:
+        measured = measure(size, data, arguments)
+        print_rows(measured)
+        rows += measured
+    return rows + benchmark_training_seeds.seeds_rows(arguments)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    head = f"training, {rows[0]['size']}, batch {rows[0]['batch']}"
+    print(f"{head:<38} {'steps/s':>24} {'over LeRobot':>19} {'over original':>19} {'cpu/step':>10}")
+    for row in rows:
+        name = f"{row['contender']}, {row['precision']}, {row['activation']}"
+        over = " ".join(f"{spread(row[f'speed_over_{loop}']):>19}" for loop in ("lerobot", "original"))
+        tail = f"  {spread(row['speed_over_eager'])} over eager" if "speed_over_eager" in row else ""
+        print(f"{name:<38} {spread(row['steps_per_s']):>24} {over} {1e3 * row['cpu_s_per_step']:>7.0f} ms{tail}")
+    print()
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def compile_mode(text: str) -> bool | str:
+    return True if text == "true" else text
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this section."""
+    parser.add_argument(
+        "--training-sizes", nargs="+", choices=sorted(SIZES), default=list(SIZES), help="networks (default: both)"
+    )
+    parser.add_argument("--training-batch", type=positive, default=64, metavar="B", help="data a step (default: 64)")
+    parser.add_argument(
+        "--training-compile",
+        nargs="*",
+        type=compile_mode,
+        choices=(True, "reduce-overhead", "max-autotune"),
+        default=[],
+        metavar="MODE",
+        help="also with trainer.compile: true, reduce-overhead, max-autotune (minutes to compile on a CPU)",
+    )

@@ -1,0 +1,135 @@
+"""The command that exports a policy."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from immiscible_policy.policy import DiffusionPolicy
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield
+
+
+@pytest.fixture
+def main():
+    module = load("export_policy")
+    module.TIMED_ROUNDS = 2
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two saved policies of different ranges, the later of which is wanted."""
+    folder = tmp_path_factory.mktemp("runs") / "baseline"
+    for step in (1, 2):
+        torch.manual_seed(step)
+        network = {"name": "mlp", "width": 16, "n_blocks": 1, "step_embed_dim": 4}
+        policy = DiffusionPolicy(5, 2, network=network, task={"env_id": "envs:immiscible/PushT-v0"})
+        policy.fit_normalizers(512 * torch.rand(50, 5), 512 * step * torch.rand(50, 2))
+        policy.save_pretrained(folder / "checkpoints" / f"step={step:07d}")
+    return folder
+
+
+def test_the_last_policy_of_a_run_is_exported_and_reported(run_folder: Path, tmp_path: Path, main, capsys) -> None:
+    output = tmp_path / "exported"
+    arguments = [str(run_folder), "--output", str(output), "--num-inference-steps", "2", "--batch", "1"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{run_folder / 'checkpoints' / 'step=0000002'}: DDPM in 2 steps" in said
+    assert "largest difference of an action in px:\n  batch 1 " in said
+    assert "policy.pt2" in said
+    assert "ms a chunk, 1 thread(s), median [quartiles]" in said
+    assert f"python {output / 'run_policy.py'}" in said
+    about = json.loads((output / "policy.json").read_text())
+    assert (about["source"], about["batch"]) == ("baseline/checkpoints/step=0000002", 1)
+    assert max(about["action_range"]["high"]) > 600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--num-inference-steps", "0"], "num_inference_steps=0: choose 1 to 100"),
+        (["--batch", "many"], "batch='many': choose dynamic or a number"),
+        (["--batch", "-1"], "batch=-1"),
+        (["--device", "tpu"], "device='tpu': choose auto, cpu"),
+        (["--output", "."], "exists and is no exported policy"),
+    ],
+)
+def test_errors_are_one_line(changes: list[str], message: str, run_folder: Path, main, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(run_folder)
+    assert main([str(run_folder), "--output", "new", *changes]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (run_folder / "new").exists()
+
+
+def test_what_is_no_policy_is_named(tmp_path: Path, main, capsys) -> None:
+    assert main([str(tmp_path), "--output", str(tmp_path / "new")]) == 1
+    assert "neither a policy folder" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert main([str(tmp_path), "--output", str(tmp_path / "new")]) == 1
+    assert "not a complete saved policy" in capsys.readouterr().err
+
+
+def test_help_teaches(main, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for part in ("--num-inference-steps", "--format", "torch.export.load(path)", "run_policy.py", "policy.json"):
+        assert part in said
+
+
+def test_the_inference_section_compares_what_can_run_here(monkeypatch, capsys) -> None:
+    benchmark = load("benchmark")
+    section = sys.modules["benchmark_inference"]
+    small = {"down_dims": [4], "n_groups": 2, "kernel_size": 3, "step_embed_dim": 4}
+    monkeypatch.setattr(section, "SMALL", small)
+    monkeypatch.setattr(section, "LONGEST_EXPORT", 1)
+    monkeypatch.setattr(section.shutil, "which", lambda name: None)
+    find_spec = section.importlib.util.find_spec
+    monkeypatch.setattr(section.importlib.util, "find_spec", lambda n: None if "onnx" in n else find_spec(n))
+    arguments = benchmark.parse_arguments(["--only", "inference", "--rounds", "2", "--inference-steps", "1", "3"])
+    rows = section.inference_section(arguments)
+    eager = ["eager, fp32", "eager, bf16", "recorded"]
+    timed = [(row["steps"], row["contender"]) for row in rows if "steps" in row]
+    assert timed == [(1, n) for n in [*eager, "exported, torch", "published form"]] + [
+        (3, n) for n in [*eager, "published form"]
+    ]
+    assert all(row["median_s"] > 0 for row in rows if "steps" in row)
+    assert {row["contender"]: row["skipped"] for row in rows if "skipped" in row} == {
+        "compiled": "no C++ compiler",
+        "exported, onnx": "onnx, onnxscript, onnxruntime not installed",
+        "cuda graph": "needs --device cuda",
+    }
+    assert "compiled left out: no C++ compiler" in capsys.readouterr().out
+
+
+def test_steps_are_checked(capsys) -> None:
+    with pytest.raises(SystemExit):
+        load("benchmark").parse_arguments(["--inference-steps", "0"])
+    assert "--inference-steps must be >= 1" in capsys.readouterr().err
