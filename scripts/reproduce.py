@@ -9,6 +9,7 @@ from joblib import Parallel, delayed
 from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy import cli
+from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Experiment, Progress, collect, status, work_off
 
@@ -37,6 +38,8 @@ def main(cfg: DictConfig) -> None:
         return
     for path in write_tables(collect(experiment, folder), folder, experiment.baseline):
         print(path)
+    if any(cell.is_trained for cell in experiment.cells(folder)):
+        print(write_report(folder).path)
 
 
 def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> Progress:

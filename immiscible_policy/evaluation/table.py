@@ -36,13 +36,19 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         for path in summaries:
             summary = json.loads(path.read_text())
             evaluation = json.loads((path.parent / "media" / "eval.json").read_text())
-            curve = [
-                {"step": line["step"], "cpu_seconds": line["train/cpu_seconds"], **_rollout_scores(line)}
-                for line in read_metrics(path.parent / "metrics.jsonl")
-                if line.get("rollout/max_coverage") is not None
-            ]
+            curve = _curve(read_metrics(path.parent / "metrics.jsonl"))
             runs.append({**summary, "episodes": evaluation["episodes"], "curve": curve, "folder": str(path.parent)})
     return runs
+
+
+def _curve(lines: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Step, processor time of training (as last logged) and scores of every rollout point."""
+    curve, seconds = [], math.nan
+    for line in lines:
+        seconds = line.get("train/cpu_seconds", seconds)
+        if line.get("rollout/max_coverage") is not None:
+            curve.append({"step": line["step"], "cpu_seconds": seconds, **_rollout_scores(line)})
+    return curve
 
 
 def _rollout_scores(line: dict[str, Any]) -> dict[str, float]:

@@ -133,10 +133,14 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
         summary = {key: value for key, value in item.items() if key not in ("episodes", "folder", "curve")}
         (folder / "summary.json").write_text(json.dumps(summary))
         line = {"step": 5, "train/cpu_seconds": 60.0, "rollout/max_coverage": 0.5, "rollout/success": 0.1}
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 4}) + "\n" + json.dumps(line) + "\n")
+        unlogged = {"step": 7, "rollout/max_coverage": 0.6, "rollout/success": 0.2}  # between two logs
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ({"step": 4}, line, unlogged)))
         (folder / "media" / "eval.json").write_text(json.dumps({"episodes": item["episodes"]}))
     found = coverage_table(load_runs([tmp_path]))
-    assert found["runs"][0]["curve"] == [{"step": 5, "cpu_seconds": 60.0, "max_coverage": 0.5, "success": 0.1}]
+    assert found["runs"][0]["curve"] == [
+        {"step": 5, "cpu_seconds": 60.0, "max_coverage": 0.5, "success": 0.1},
+        {"step": 7, "cpu_seconds": 60.0, "max_coverage": 0.6, "success": 0.2},
+    ]
     coverage_curves(load_runs([tmp_path]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing to plot"):
