@@ -192,6 +192,9 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     policy = build_policy(cfg, data, coupling)
     if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
+    for settings in (rollout_config.noise_selection(), final_config.noise_selection()):
+        if settings.mode != "none":
+            settings.coupling_for(policy)  # which refuses before training what evaluations could not do
     _fit_coupling(coupling, policy, data.train)
     keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))

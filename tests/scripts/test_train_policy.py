@@ -56,6 +56,18 @@ def tiny(store: Path, run_dir: str, *more: str) -> list[str]:
     return [*TINY, f"dataset.path={store}", f"hydra.run.dir={run_dir}", *more]
 
 
+def test_coupled_inference_is_checked_before_training_and_recorded(run_script, store: Path, tmp_path, capsys) -> None:
+    assert run_script("train_policy", *tiny(store, "cached", "coupling=seed_cache", "inference_coupling=warm")) == 1
+    assert "SeedCache keeps noises" in capsys.readouterr().err
+    assert not (tmp_path / "cached" / "checkpoints").exists()
+    assert run_script("train_policy", *tiny(store, "run", "coupling=assignment", "inference_coupling=warm")) == 0
+    settings = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation_settings"]
+    assert settings["inference_coupling"] == "warm"
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "best")
+    assert policy.n_companions > 0
+    assert int(policy.companion_batch_size) == 16
+
+
 @pytest.mark.parametrize("coupling", ["coupling=none", "coupling=knn", "coupling=assignment"])
 def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path, capsys, coupling: str) -> None:
     assert run_script("train_policy", *tiny(store, "run", coupling, "k=3")) == 0
