@@ -217,7 +217,7 @@ def test_evaluation_and_table_of_finished_runs(run_script, store: Path, tmp_path
     assert run_script("eval_policy") == 1
     assert "error: checkpoint is not set" in capsys.readouterr().err
     assert run_script("eval_policy", "checkpoint=runs/knn1", "steps=3") == 1
-    assert "unknown setting 'steps': choose one of checkpoint, device, legacy" in capsys.readouterr().err
+    assert "unknown setting 'steps': choose one of checkpoint, device, first_chunk" in capsys.readouterr().err
     assert run_script("coverage_table", "store.zarr") == 1
     assert "no finished run" in capsys.readouterr().err
 
