@@ -46,7 +46,8 @@ class Experiment:
         train: overrides of ``train_policy.py`` that all runs share.
         factors: name of a factor -> name of a level -> its overrides. Runs are made of all combinations.
         seeds: training seeds, of every combination.
-        evaluations: settings of ``EvaluationConfig``; those in ``VARIED`` may be lists.
+        evaluations: settings of ``EvaluationConfig``; those in ``VARIED`` may be lists. ``only`` restricts an entry to
+            cells: factor, or ``seed``, -> its levels.
         baseline: level of the factor ``coupling`` that the others are compared with.
         modes: which way round the block the policies go, counted from symmetric starts: ``n_starts``, ``n_repeats``,
             ``num_inference_steps``; empty counts nothing.
@@ -71,24 +72,27 @@ class Experiment:
             raise ValueError(
                 f"seeds={list(self.seeds)} must be different ones, and factors have levels; empty: {empty}"
             )
-        self.evaluation_configs()  # which refuses what is not allowed
+        for settings in self.evaluations:  # which refuses what is not allowed
+            _evaluation_configs(settings)
+            for name, levels in settings.get("only", {}).items():
+                allowed = self.seeds if name == "seed" else self.factors.get(name, ())
+                if isinstance(levels, str) or not set(levels) <= set(allowed):
+                    raise ValueError(
+                        f"evaluations: only.{name}={levels}: choose a list out of {', '.join(map(str, allowed))}"
+                        if allowed
+                        else f"evaluations: only.{name}: choose seed or one of {', '.join(self.factors)}"
+                    )
         unknown = set(self.modes) - {"n_starts", "n_repeats", "num_inference_steps"}
         if unknown:
             raise ValueError(f"modes: {', '.join(sorted(unknown))} is none of n_starts, n_repeats, num_inference_steps")
 
-    def evaluation_configs(self) -> list[EvaluationConfig]:
+    def evaluation_configs(self, cell: Cell) -> list[EvaluationConfig]:
         """Every evaluation of a cell."""
-        configs = []
+        place = {**cell.levels, "seed": cell.seed}
+        configs: list[EvaluationConfig] = []
         for settings in self.evaluations:
-            lists = {k: v if isinstance(v, list | tuple) else [v] for k, v in settings.items() if k in VARIED}
-            for values in itertools.product(*lists.values()):
-                chosen = {**settings, **dict(zip(lists, values, strict=True))}
-                try:
-                    config = EvaluationConfig(**{"n_videos": 0, **chosen})
-                except TypeError as error:
-                    raise ValueError(f"evaluations: {error}") from error
-                if config not in configs:
-                    configs.append(config)
+            if all(place[name] in levels for name, levels in settings.get("only", {}).items()):
+                configs += [config for config in _evaluation_configs(settings) if config not in configs]
         return configs
 
     def cells(self, folder: Path) -> list[Cell]:
@@ -151,6 +155,19 @@ class Cell:
         return self.folder / "modes.json"
 
 
+def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
+    """All combinations of the settings that are lists."""
+    lists = {k: v if isinstance(v, list | tuple) else [v] for k, v in settings.items() if k in VARIED}
+    fixed = {k: v for k, v in settings.items() if k != "only"}
+    try:
+        return [
+            EvaluationConfig(**{"n_videos": 0, **fixed, **dict(zip(lists, values, strict=True))})
+            for values in itertools.product(*lists.values())
+        ]
+    except TypeError as error:
+        raise ValueError(f"evaluations: {error}") from error
+
+
 def evaluation_name(config: EvaluationConfig) -> str:
     """A file name that says what differs between evaluations."""
     parts = [f"steps{config.num_inference_steps or 'default'}", config.inference_coupling]
@@ -190,7 +207,7 @@ def work_off(
         announce: told a line at every beginning.
         cells: some of the experiment's; default all.
     """
-    configs, progress = experiment.evaluation_configs(), Progress()
+    progress = Progress()
     every = experiment.cells(folder) if cells is None else list(cells)
     for number, cell in enumerate(every, 1):
         title = f"[{number}/{len(every)}] {cell.folder.name}"
@@ -207,7 +224,7 @@ def work_off(
                     announce(f"{title}: training")
                     _train(cell, device, lock)
                     progress.trained += 1
-                for config in cell.missing(configs):
+                for config in cell.missing(experiment.evaluation_configs(cell)):
                     announce(f"{title}: {evaluation_name(config)}")
                     evaluate_cell(cell, config, device)
                     progress.evaluated += 1
@@ -229,9 +246,9 @@ def evaluate_cell(cell: Cell, config: EvaluationConfig, device: str = "auto") ->
 
 def status(experiment: Experiment, folder: Path) -> str:
     """One line on how far the experiment is."""
-    configs, cells = experiment.evaluation_configs(), experiment.cells(folder)
+    cells = experiment.cells(folder)
     trained = sum(cell.is_trained for cell in cells)
-    missing = sum(len(cell.missing(configs)) for cell in cells)
+    missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in cells)
     running = [cell.folder.name for cell in cells if cell.folder.is_dir() and _is_locked(cell.folder)]
     line = f"{experiment.name}: {trained} of {len(cells)} trained, {missing} evaluations missing"
     return line + (f", now working on {', '.join(running)}" if running else "")
@@ -245,7 +262,7 @@ def _is_locked(folder: Path) -> bool:
 def is_done(experiment: Experiment, cell: Cell) -> bool:
     """Whether nothing of the cell is missing."""
     counted = not experiment.modes or cell.modes_file.is_file()
-    return cell.is_trained and counted and not cell.missing(experiment.evaluation_configs())
+    return cell.is_trained and counted and not cell.missing(experiment.evaluation_configs(cell))
 
 
 def count_cell_modes(cell: Cell, settings: Mapping[str, int], device: str = "auto") -> None:

@@ -108,7 +108,7 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     second = killed_after(3, content, broken)  # evaluated, about to train the next
     assert "steps2-none" in second[0]
     assert second[1:] == ["[1/2] keypoints-none-seed0: modes\n", "[2/2] keypoints-knn-seed0: training\n"]
-    evaluated = trained.evaluation_file(experiment.evaluation_configs()[0]).stat().st_mtime_ns
+    evaluated = trained.evaluation_file(experiment.evaluation_configs(trained)[0]).stat().st_mtime_ns
 
     # Killed in the middle of training: a checkpoint is there, and what came after it is not.
     cell = experiment.cells(broken)[1]
@@ -126,7 +126,7 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     progress = work_off(experiment, broken, "cpu", announce=announced.append)
     assert (progress.trained, progress.evaluated, progress.skipped, progress.failed) == (1, 2, 1, [])
     assert (trained.run_dir / "summary.json").stat().st_mtime_ns == stamp
-    assert trained.evaluation_file(experiment.evaluation_configs()[0]).stat().st_mtime_ns == evaluated
+    assert trained.evaluation_file(experiment.evaluation_configs(trained)[0]).stat().st_mtime_ns == evaluated
     assert [line["step"] for line in read_metrics(cell.run_dir / "metrics.jsonl")] == [
         line["step"] for line in read_metrics(full.run_dir / "metrics.jsonl")
     ]
@@ -189,10 +189,24 @@ def test_lists_in_evaluations_are_combined_and_named_apart() -> None:
         {"num_inference_steps": 16},
     ]
     experiment = Experiment("x", {"coupling": {"none": []}}, [0], evaluations)
-    configs = experiment.evaluation_configs()
+    configs = experiment.evaluation_configs(experiment.cells(Path("folder"))[0])
     assert len(configs) == 6  # the last is among the first
     assert len({evaluation_name(config) for config in configs}) == 6
     assert evaluation_name(EvaluationConfig(num_inference_steps=4)) == "steps4-none-n200-from100000-noise0"
+
+
+def test_an_evaluation_can_be_for_some_cells_only() -> None:
+    evaluations = [
+        {"num_inference_steps": 16},
+        {"num_inference_steps": 8, "only": {"coupling": ["knn"]}},
+        {"num_inference_steps": [4, 2], "only": {"coupling": ["knn", "none"], "seed": [7]}},
+    ]
+    experiment = Experiment("x", {"coupling": {"none": [], "knn": []}}, [5, 7], evaluations)
+    steps = {
+        (cell.levels["coupling"], cell.seed): [c.num_inference_steps for c in experiment.evaluation_configs(cell)]
+        for cell in experiment.cells(Path("folder"))
+    }
+    assert steps == {("none", 5): [16], ("knn", 5): [16, 8], ("none", 7): [16, 4, 2], ("knn", 7): [16, 8, 4, 2]}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +217,10 @@ def test_lists_in_evaluations_are_combined_and_named_apart() -> None:
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be different"),
         ({"factors": {"coupling": {"none": []}, "observation": {}}}, r"empty: \['observation'\]"),
         ({"modes": {"starts": 3}}, r"modes: starts is none of n_starts"),
+        ({"evaluations": [{"only": {"coupling": ["knm"]}}]}, r"only.coupling=\['knm'\]: choose a list out of none"),
+        ({"evaluations": [{"only": {"coupling": "none"}}]}, r"only.coupling=none: choose a list out of none"),
+        ({"evaluations": [{"only": {"seed": [1]}}]}, r"only.seed=\[1\]: choose a list out of 0"),
+        ({"evaluations": [{"only": {"steps": [1]}}]}, r"only.steps: choose seed or one of coupling"),
         ({"evaluations": [{"steps": 3}]}, r"evaluations: .*'steps'"),
         ({"evaluations": [{"inference_coupling": "hot"}]}, r"mode='hot': choose one of none, warm, two_pass"),
     ],
