@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import Results
 from immiscible_policy.evaluation.variance_components import mean_t
 
@@ -69,7 +70,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], path: Path) -> bo
                     markersize=4,
                     capsize=2,
                     linewidth=1.2,
-                    label=coupling + ("" if inference == "none" else f", {inference}"),
+                    label=coupling + ("" if inference == "none" else f", {inference} {selection or ''}".rstrip()),
                 )
     axes.set(xlabel="sampling steps", ylabel="max coverage, %", xscale="log", ylim=(0, 100))
     ticks = sorted(results.levels("num_inference_steps", kind="final", **fixed))
@@ -80,15 +81,16 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], path: Path) -> bo
 
 def _score_table(results: Results, values: dict[str, Any]) -> np.ndarray:
     """Max coverage (training seeds, initial states), of the states that all seeds have."""
-    scores = results.scores("max_coverage", **_single(results, values))
+    scores = results.scores("max_coverage", **single_variant(results, values))
     states = sorted(set.intersection(*(set(row) for row in scores.values())))
     return np.array([[row[state] for state in states] for row in scores.values()])
 
 
-def _single(results: Results, values: dict[str, Any]) -> dict[str, Any]:
-    """Of evaluations that differ only in what a figure does not show, the first."""
-    for name in ("first_chunk", "known_only", "noise_seed"):
-        values = {**values, name: results.levels(name, **values)[0]}
+def single_variant(results: Results, values: dict[str, Any]) -> dict[str, Any]:
+    """Of evaluations that differ only in what a figure does not show, the one with the default setting."""
+    for name, default in (("first_chunk", EvaluationConfig.first_chunk), ("known_only", False), ("noise_seed", 0)):
+        levels = results.levels(name, **values)
+        values = {**values, name: default if default in levels else levels[0]}
     return values
 
 

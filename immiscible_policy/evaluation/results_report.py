@@ -19,10 +19,11 @@ from immiscible_policy.evaluation.statistics import RULES
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t
 
 NOTE = (
-    "Max coverage in percent, mean over training seeds and initial states [95% interval over both]. Differences are "
-    "paired by training seed and initial state; p by Holm for the rows of a number of steps; P(better) is the "
-    "probability that an episode goes better than the paired one of the baseline; detectable is the smallest true "
-    "difference that this design finds with power 0.8."
+    "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
+    "initial states alone, which does not say what another seed would give]. Differences are paired by training seed "
+    "and initial state; p by Holm for the rows of a number of steps; P(better) is the probability that an episode goes "
+    "better than the paired one of the baseline; detectable is the smallest true difference that this design finds "
+    "with power 0.8."
 )
 GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
@@ -223,7 +224,7 @@ def _cells(row: ArmComparison, success: float) -> list[str]:
     return [
         *cells,
         _points(row.difference),
-        "" if row.p_holm is None else f"{row.p_holm:.3f}",
+        "" if row.p_holm is None else _probability(row.p_holm),
         "" if better is None else f"{better.mean:.2f}",
         "" if row.detectable is None or not np.isfinite(row.detectable) else f"{100 * row.detectable:.1f}",
     ]
@@ -247,7 +248,11 @@ def _points(interval: TInterval | None) -> str:
 
 
 def _p(interval: TInterval | None) -> str:
-    return "" if interval is None or not np.isfinite(interval.p_value) else f"{interval.p_value:.3f}"
+    return "" if interval is None or not np.isfinite(interval.p_value) else _probability(interval.p_value)
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _write_table(folder: Path, name: str, rows: Sequence[Sequence[str]], content: list[dict], note: str) -> list[Path]:

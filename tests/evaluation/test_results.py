@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
+from immiscible_policy.evaluation.results_figure import coverage_by_steps, single_variant
 from immiscible_policy.evaluation.results_report import (
     coverage_rows,
     gain_rows,
@@ -101,6 +102,23 @@ def test_differences_and_gains_are_those_put_in(path: Path) -> None:
     assert [gain["coupling"] for gain in gains] == ["none", "knn"]
     assert gains[1]["difference"]["mean"] == pytest.approx(0.15, abs=0.01)
     assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
+
+
+def test_figures_show_the_default_variant(tmp_path: Path) -> None:
+    write_cell(tmp_path / "cell", 0, 0.0, 0.1)
+    for name, change in (("a", {"first_chunk": "independent"}), ("b", {"known_only": True}), ("c", {"noise_seed": 1})):
+        report = {
+            "episodes": [episode(state, 0.9) for state in STATES],
+            "settings": {**settings("warm"), **change},
+            "seconds": {"policy": 1.0, "simulator": 1.0},
+        }
+        write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
+    collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "knn"}, 0)], tmp_path / "results.parquet")
+    results = load_results(tmp_path / "results.parquet")
+    values = single_variant(results, {"kind": "final", "inference_coupling": "warm"})
+    assert (values["first_chunk"], values["known_only"], values["noise_seed"]) == ("two_pass", False, 0)
+    assert max(results.scores("max_coverage", **values)[0].values()) < 0.85
+    assert coverage_by_steps(results, FIXED, tmp_path / "steps.png")
 
 
 def test_curves_rules_and_modes(path: Path) -> None:
