@@ -4,128 +4,32 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from envs.pusht.pixels import PixelObserver
 from immiscible_policy.coupling import Coupling
-from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
-from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
-from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.data.windows import ActionWindows
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy_data import PolicyData, load_data, plain_settings
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.checkpoint import saved_models
 from immiscible_policy.training.metrics import read_metrics
 from immiscible_policy.training.precision import resolve_device
 
-IMAGE_TYPE = "pixels_agent_pos"
 # Training data that a policy keeps where coupled inference needs them: several batches, of 128 KiB for PushT.
 N_COMPANIONS = 1024
 ROLLOUT_MEASURES = ("max_coverage", "max_reward", "success")
-
-
-@dataclass(frozen=True)
-class PolicyData:
-    """Windows to train and validate on, the numbers that normalisers are fitted to, and where it all is from.
-
-    ``observation`` (N, Do) and ``action`` (N, Da) are of all steps; of image observations the former is ``agent_pos``.
-    """
-
-    train: ActionWindows
-    validation: ActionWindows | None
-    observation: np.ndarray
-    action: np.ndarray
-    source: dict[str, Any]
-
-
-def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
-    """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them.
-
-    A resumed run goes on with the path that it began with, whatever has been downloaded since.
-    """
-    dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
-    generated = None
-    if dataset.demonstrator is not None:
-        generated = DemonstratorSet(**_plain(dataset.demonstrator), goal_pose=tuple(cfg.task.goal_pose))
-    if began_with is not None and path is None:
-        made = generated is not None and Path(generated.path).expanduser() == Path(began_with)
-        path, human = (None, None) if made else (began_with, None)
-    _check_encoder(cfg)
-    needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
-    announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
-    with main:  # which makes the demonstrations that the others then find
-        folder, n_episodes = locate_demonstrations(path, human, generated, announce)
-    if n_episodes is not None:  # the demonstrator's, who stores poses: pictures are made from those
-        needed = tuple(name for name in needed if name != "img")
-    replay = load_demonstrations(folder, needed, n_episodes)
-    if n_episodes is not None and cfg.task.obs_type == IMAGE_TYPE:
-        replay = _with_pictures(replay, tuple(cfg.task.goal_pose))
-    observed = observations_from_replay(replay, cfg.task.obs_type)
-    observation = observed if isinstance(observed, np.ndarray) else observed["agent_pos"]
-    shown: Any = observed
-    # A GPU gets all data once and for all; windows share the pictures.
-    device = PartialState().device if together else torch.device(resolve_device(cfg.device))
-    if not isinstance(observed, np.ndarray):
-        shown = {name: torch.from_numpy(part).to(device) for name, part in observed.items()}
-    action = replay.arrays["action"]
-    train, validation = split_episodes(
-        replay.n_episodes, cfg.dataset.val_ratio, cfg.dataset.split_seed, cfg.dataset.max_train_episodes
-    )
-
-    def windows(episodes: np.ndarray) -> ActionWindows:
-        return ActionWindows(
-            shown,
-            action,
-            replay.episode_ends,
-            cfg.policy.horizon,
-            cfg.policy.n_obs_steps,
-            cfg.policy.n_action_steps,
-            episodes,
-            device,
-        )
-
-    source = {"path": str(folder), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
-    return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
-
-
-def _check_encoder(cfg: DictConfig) -> None:
-    has_encoder = cfg.policy.get("encoder") is not None
-    if cfg.task.obs_type == IMAGE_TYPE and not has_encoder:
-        raise ValueError(
-            f"task.obs_type={IMAGE_TYPE} needs a policy with an image encoder: preset=image_small or "
-            "policy=image_small (preset=paper_image or policy=image for a GPU)"
-        )
-    if has_encoder and cfg.task.obs_type != IMAGE_TYPE:
-        raise ValueError(
-            f"policy.encoder={cfg.policy.encoder.name} takes images, but task.obs_type={cfg.task.obs_type}: choose "
-            "task=pusht_image, or another policy"
-        )
-    largest = min(STEP_SHAPES["img"][:2])
-    if has_encoder and (cfg.policy.encoder.get("crop") or 0) > largest:
-        raise ValueError(f"policy.encoder.crop={cfg.policy.encoder.crop}: at most {largest}, the pictures' size")
-
-
-def _with_pictures(replay: ReplayData, goal_pose: Any) -> ReplayData:
-    """The replay with what the environment would have shown at each of its states as ``img``."""
-    state = replay.arrays["state"]
-    pictures = PixelObserver(goal_pose=goal_pose)(state[:, :2], state[:, 2:])
-    return replace(replay, arrays={**replay.arrays, "img": pictures})
 
 
 def build_policy(cfg: DictConfig, data: PolicyData, coupling: Coupling | None = None) -> DiffusionPolicy:
@@ -136,11 +40,11 @@ def build_policy(cfg: DictConfig, data: PolicyData, coupling: Coupling | None = 
     policy = DiffusionPolicy(
         observation_dim=data.observation.shape[1],
         action_dim=data.action.shape[1],
-        objective=_plain(cfg.objective),
-        task=_plain(cfg.task),
+        objective=plain_settings(cfg.objective),
+        task=plain_settings(cfg.task),
         coupling=None if coupling is None else str(coupling),
         n_companions=_companions_needed(coupling, data),
-        **_plain(cfg.policy),
+        **plain_settings(cfg.policy),
     )
     policy.fit_normalizers(torch.from_numpy(data.observation), torch.from_numpy(data.action))
     return policy
@@ -167,7 +71,7 @@ def keep_companions(policy: DiffusionPolicy, windows: ActionWindows, batch_size:
 
 def trainer_config(cfg: DictConfig, n_windows: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
-    options = _plain(cfg.trainer)
+    options = plain_settings(cfg.trainer)
     if cfg.epochs is not None:
         options["steps"] = max(1, int(cfg.epochs * (n_windows // options["batch_size"])))
     options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
@@ -183,8 +87,8 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         torch.set_num_threads(cfg.num_threads)
     set_seed(cfg.seed)
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
-    final_config = EvaluationConfig(**_plain(cfg.evaluation))
-    rollout_config = EvaluationConfig(**_plain(cfg.rollout))
+    final_config = EvaluationConfig(**plain_settings(cfg.evaluation))
+    rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
     if not resume and (run_dir / "checkpoints").exists():
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     record = run_dir / "demonstrations.json"
@@ -312,10 +216,3 @@ def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
             for point in (last_k_mean(scores), k_min_train_loss_mean(scores, losses), max_score(scores))
         }
     return rules
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    content = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a mapping in the configuration, found {content!r}")
-    return {str(key): value for key, value in content.items()}

@@ -12,12 +12,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from immiscible_policy import policy_run
+from immiscible_policy import policy_data, policy_run
 from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import write_replay
 from immiscible_policy.policy import DiffusionPolicy, load_policy
-from immiscible_policy.policy_run import build_policy, load_data, train_policy
+from immiscible_policy.policy_data import load_data
+from immiscible_policy.policy_run import build_policy, train_policy
 from immiscible_policy.training import trainer
 
 TINY = (
@@ -137,7 +138,7 @@ def test_demonstrations_of_poses_alone_are_drawn_as_the_environment_shows_them(t
     write_replay(tmp_path / "store.zarr", [episode])
     cfg = composed(*TINY, "dataset.val_ratio=0", "task.goal_pose=[300.0, 200.0, 0.0]")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy_run, "locate_demonstrations", lambda *_: (tmp_path / "store.zarr", 1))
+        patch.setattr(policy_data, "locate_demonstrations", lambda *_: (tmp_path / "store.zarr", 1))
         data = load_data(cfg)
     expected = PixelObserver(goal_pose=(300.0, 200.0, 0.0))(state[:, :2].astype(float), state[:, 2:].astype(float))
     np.testing.assert_array_equal(data.train.observation["pixels"], expected)  # type: ignore[index]

@@ -32,7 +32,8 @@ def pusht_data(path: str | None = None) -> NamedData:
     from hydra.core.global_hydra import GlobalHydra
 
     from immiscible_policy.cli import CONFIG_DIR
-    from immiscible_policy.policy_run import build_policy, load_data
+    from immiscible_policy.policy_data import load_data
+    from immiscible_policy.policy_run import build_policy
 
     GlobalHydra.instance().clear()
     overrides = ["dataset=human", *([] if path is None else [f"dataset.path={Path(path).expanduser().resolve()}"])]

@@ -1,0 +1,118 @@
+"""Demonstrations as a policy's training sees them: windows of observations and actions, and where they are from."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from omegaconf import DictConfig, OmegaConf
+
+from envs.pusht.pixels import PixelObserver
+from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
+from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
+from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.training.precision import resolve_device
+
+IMAGE_TYPE = "pixels_agent_pos"
+
+
+@dataclass(frozen=True)
+class PolicyData:
+    """Windows to train and validate on, the numbers that normalisers are fitted to, and where it all is from.
+
+    ``observation`` (N, Do) and ``action`` (N, Da) are of all steps; of image observations the former is ``agent_pos``.
+    """
+
+    train: ActionWindows
+    validation: ActionWindows | None
+    observation: np.ndarray
+    action: np.ndarray
+    source: dict[str, Any]
+
+
+def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
+    """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them.
+
+    A resumed run goes on with the path that it began with, whatever has been downloaded since.
+    """
+    dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
+    generated = None
+    if dataset.demonstrator is not None:
+        generated = DemonstratorSet(**plain_settings(dataset.demonstrator), goal_pose=tuple(cfg.task.goal_pose))
+    if began_with is not None and path is None:
+        made = generated is not None and Path(generated.path).expanduser() == Path(began_with)
+        path, human = (None, None) if made else (began_with, None)
+    _check_encoder(cfg)
+    needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
+    announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
+    with main:  # which makes the demonstrations that the others then find
+        folder, n_episodes = locate_demonstrations(path, human, generated, announce)
+    if n_episodes is not None:  # the demonstrator's, who stores poses: pictures are made from those
+        needed = tuple(name for name in needed if name != "img")
+    replay = load_demonstrations(folder, needed, n_episodes)
+    if n_episodes is not None and cfg.task.obs_type == IMAGE_TYPE:
+        replay = _with_pictures(replay, tuple(cfg.task.goal_pose))
+    observed = observations_from_replay(replay, cfg.task.obs_type)
+    observation = observed if isinstance(observed, np.ndarray) else observed["agent_pos"]
+    shown: Any = observed
+    # A GPU gets all data once and for all; windows share the pictures.
+    device = PartialState().device if together else torch.device(resolve_device(cfg.device))
+    if not isinstance(observed, np.ndarray):
+        shown = {name: torch.from_numpy(part).to(device) for name, part in observed.items()}
+    action = replay.arrays["action"]
+    train, validation = split_episodes(
+        replay.n_episodes, cfg.dataset.val_ratio, cfg.dataset.split_seed, cfg.dataset.max_train_episodes
+    )
+
+    def windows(episodes: np.ndarray) -> ActionWindows:
+        return ActionWindows(
+            shown,
+            action,
+            replay.episode_ends,
+            cfg.policy.horizon,
+            cfg.policy.n_obs_steps,
+            cfg.policy.n_action_steps,
+            episodes,
+            device,
+        )
+
+    source = {"path": str(folder), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps}
+    return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
+
+
+def _check_encoder(cfg: DictConfig) -> None:
+    has_encoder = cfg.policy.get("encoder") is not None
+    if cfg.task.obs_type == IMAGE_TYPE and not has_encoder:
+        raise ValueError(
+            f"task.obs_type={IMAGE_TYPE} needs a policy with an image encoder: preset=image_small or "
+            "policy=image_small (preset=paper_image or policy=image for a GPU)"
+        )
+    if has_encoder and cfg.task.obs_type != IMAGE_TYPE:
+        raise ValueError(
+            f"policy.encoder={cfg.policy.encoder.name} takes images, but task.obs_type={cfg.task.obs_type}: choose "
+            "task=pusht_image, or another policy"
+        )
+    largest = min(STEP_SHAPES["img"][:2])
+    if has_encoder and (cfg.policy.encoder.get("crop") or 0) > largest:
+        raise ValueError(f"policy.encoder.crop={cfg.policy.encoder.crop}: at most {largest}, the pictures' size")
+
+
+def _with_pictures(replay: ReplayData, goal_pose: Any) -> ReplayData:
+    """The replay with what the environment would have shown at each of its states as ``img``."""
+    state = replay.arrays["state"]
+    pictures = PixelObserver(goal_pose=goal_pose)(state[:, :2], state[:, 2:])
+    return replace(replay, arrays={**replay.arrays, "img": pictures})
+
+
+def plain_settings(node: DictConfig) -> dict[str, Any]:
+    """A part of the configuration as a dictionary, interpolations resolved."""
+    content = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping in the configuration, found {content!r}")
+    return {str(key): value for key, value in content.items()}
