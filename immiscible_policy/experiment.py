@@ -1,38 +1,33 @@
 """An experiment: a grid of training runs, each evaluated in several ways, that any number of processes work off.
 
-A cell is one training run (a level of every factor, and a seed) and its evaluations. It is a folder of its own,
-``cells/<levels>-seed<n>/`` with the run in ``run/`` and one file for each evaluation in ``evaluations/``. A process
-takes a cell by locking it, which the system undoes when the process ends in whatever way; what is finished is skipped,
-and an interrupted training continues. So the work can be stopped and taken up at any moment, by any number of processes
-on one machine or on several that share the folder.
+A cell is one training run (a level of every factor, and a seed) and its evaluations, in ``cells/<levels>-seed<n>/``.
+What is finished is skipped, and an interrupted training continues. So the work can be stopped and taken up at any
+moment, by any number of processes on one machine or on several that share the folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.pusht.modes import symmetric_starts
-from immiscible_policy.coupling import Independent
-from immiscible_policy.coupling.spec import parse_coupling
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
-from immiscible_policy.evaluation.modes import count_modes
-from immiscible_policy.evaluation.modes_rollout import roll_policy
-from immiscible_policy.evaluation.results import collect_results, write_evaluation
-from immiscible_policy.policy import load_policy
-from immiscible_policy.policy_run import last_policy_folder
-from immiscible_policy.training.precision import resolve_device, resolve_precision
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, write_json
+from immiscible_policy.evaluation.results import collect_results
+from immiscible_policy.experiment_cell import (
+    SETTINGS,
+    Cell,
+    check_overrides,
+    evaluate_cell,
+    evaluation_name,
+    locked,
+    measure_cell,
+    train_cell,
+)
 
-TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_policy.py"
 # Settings of an evaluation that may be lists, one evaluation for each combination.
 VARIED = ("num_inference_steps", "inference_coupling", "selection", "first_chunk", "known_only")
 
@@ -49,8 +44,9 @@ class Experiment:
         evaluations: settings of ``EvaluationConfig``; those in ``VARIED`` may be lists. ``only`` restricts an entry to
             cells: factor, or ``seed``, -> its levels.
         baseline: level of the factor ``coupling`` that the others are compared with.
-        modes: which way round the block the policies go, counted from symmetric starts: ``n_starts``, ``n_repeats``,
-            ``num_inference_steps``; empty counts nothing.
+        measurements: name -> settings of what else is measured of every policy. ``modes``: which way round the block it
+            goes from symmetric starts (``n_starts``, ``n_repeats``, ``num_inference_steps``). ``prior_gap``: what it
+            does with N(0, I) and with its training noise (``n_windows``, ``n_samples``, ``num_inference_steps``).
     """
 
     name: str
@@ -59,7 +55,7 @@ class Experiment:
     evaluations: Sequence[Mapping[str, Any]]
     train: Sequence[str] = ()
     baseline: str = "none"
-    modes: Mapping[str, int] = field(default_factory=dict)
+    measurements: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "coupling" not in self.factors or self.baseline not in self.factors["coupling"]:
@@ -82,9 +78,17 @@ class Experiment:
                         if allowed
                         else f"evaluations: only.{name}: choose seed or one of {', '.join(self.factors)}"
                     )
-        unknown = set(self.modes) - {"n_starts", "n_repeats", "num_inference_steps"}
-        if unknown:
-            raise ValueError(f"modes: {', '.join(sorted(unknown))} is none of n_starts, n_repeats, num_inference_steps")
+        for name, settings in self.measurements.items():
+            if name not in SETTINGS:
+                raise ValueError(f"measurements: {name!r} is none of {', '.join(SETTINGS)}")
+            unknown = set(settings) - set(SETTINGS[name])
+            if unknown:
+                raise ValueError(
+                    f"measurements.{name}: {', '.join(sorted(unknown))} is none of {', '.join(SETTINGS[name])}"
+                )
+
+    def missing_measurements(self, cell: Cell) -> list[str]:
+        return [name for name in self.measurements if not cell.measurement_file(name).is_file()]
 
     def evaluation_configs(self, cell: Cell) -> list[EvaluationConfig]:
         """Every evaluation of a cell."""
@@ -107,54 +111,6 @@ class Experiment:
         return cells
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One training run of an experiment, and its evaluations.
-
-    Args:
-        folder: everything of the cell.
-        levels: factor -> level.
-        seed: training seed.
-        overrides: of ``train_policy.py``.
-    """
-
-    folder: Path
-    levels: Mapping[str, str]
-    seed: int
-    overrides: tuple[str, ...] = field(default=())
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def is_trained(self) -> bool:
-        return (self.run_dir / "summary.json").is_file()
-
-    def evaluation_file(self, config: EvaluationConfig) -> Path:
-        return self.folder / "evaluations" / f"{evaluation_name(config)}.parquet"
-
-    def missing(self, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
-        """Evaluations that are still to be made. One by a coupling that has nothing to choose is plain inference."""
-        missing = [config for config in configs if not self.evaluation_file(config).is_file()]
-        if not missing or not self.is_trained or self._chooses():
-            return missing
-        return [config for config in missing if config.inference_coupling == "none" or config.selection is not None]
-
-    def _chooses(self) -> bool:
-        """Whether the run's own coupling can choose noise at inference."""
-        text = json.loads((self.run_dir / "summary.json").read_text())["coupling"]
-        try:
-            coupling = parse_coupling(text).at_inference()
-        except ValueError:
-            return False
-        return not (isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
-
-    @property
-    def modes_file(self) -> Path:
-        return self.folder / "modes.json"
-
-
 def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
     """All combinations of the settings that are lists."""
     lists = {k: v if isinstance(v, list | tuple) else [v] for k, v in settings.items() if k in VARIED}
@@ -166,17 +122,6 @@ def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
         ]
     except TypeError as error:
         raise ValueError(f"evaluations: {error}") from error
-
-
-def evaluation_name(config: EvaluationConfig) -> str:
-    """A file name that says what differs between evaluations."""
-    parts = [f"steps{config.num_inference_steps or 'default'}", config.inference_coupling]
-    if config.inference_coupling != "none":
-        parts += [] if config.selection is None else ["".join(c if c.isalnum() else "_" for c in config.selection)]
-        parts += [] if config.inference_coupling == "two_pass" else [f"first_{config.first_chunk}"]
-        parts += ["known"] if config.known_only else []
-    parts += [f"n{config.n_episodes}", f"from{config.seed_start}", f"noise{config.noise_seed}"]
-    return "-".join(parts)
 
 
 @dataclass
@@ -219,29 +164,22 @@ def work_off(
                 progress.elsewhere += 1
                 continue
             try:
-                _check_overrides(cell)
+                check_overrides(cell)
                 if not cell.is_trained:
                     announce(f"{title}: training")
-                    _train(cell, device, lock)
+                    train_cell(cell, device, lock)
                     progress.trained += 1
                 for config in cell.missing(experiment.evaluation_configs(cell)):
                     announce(f"{title}: {evaluation_name(config)}")
                     evaluate_cell(cell, config, device)
                     progress.evaluated += 1
-                if experiment.modes and not cell.modes_file.is_file():
-                    announce(f"{title}: modes")
-                    count_cell_modes(cell, experiment.modes, device)
+                for name in experiment.missing_measurements(cell):
+                    announce(f"{title}: {name}")
+                    measure_cell(cell, name, experiment.measurements[name], device)
             except (ValueError, OSError, subprocess.CalledProcessError) as error:
                 progress.failed.append(cell.folder.name)
                 announce(f"{title}: failed: {error}")
     return progress
-
-
-def evaluate_cell(cell: Cell, config: EvaluationConfig, device: str = "auto") -> None:
-    """Evaluate the cell's last policy and write the episodes; readers see the whole file or none."""
-    policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
-    report = evaluate_policy(policy, config)
-    write_evaluation(cell.evaluation_file(config), report)
 
 
 def status(experiment: Experiment, folder: Path) -> str:
@@ -261,23 +199,8 @@ def _is_locked(folder: Path) -> bool:
 
 def is_done(experiment: Experiment, cell: Cell) -> bool:
     """Whether nothing of the cell is missing."""
-    counted = not experiment.modes or cell.modes_file.is_file()
-    return cell.is_trained and counted and not cell.missing(experiment.evaluation_configs(cell))
-
-
-def count_cell_modes(cell: Cell, settings: Mapping[str, int], device: str = "auto") -> None:
-    """Count from symmetric starts which way round the block the cell's last policy goes; write ``modes.json``."""
-    policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
-    starts = symmetric_starts(settings.get("n_starts", 16), seed=0)
-    trajectories = roll_policy(
-        policy,
-        starts,
-        n_repeats=settings.get("n_repeats", 16),
-        n_steps=min(100, policy.task["max_steps"] - 1),  # enough to have touched the block
-        num_inference_steps=settings.get("num_inference_steps"),
-        precision=resolve_precision("auto", str(policy.device)),
-    )
-    write_json(cell.modes_file, {"settings": dict(settings), **count_modes(trajectories).as_dict()})
+    missing = cell.missing(experiment.evaluation_configs(cell)) or experiment.missing_measurements(cell)
+    return cell.is_trained and not missing
 
 
 def collect(experiment: Experiment, folder: Path) -> Path:
@@ -287,52 +210,3 @@ def collect(experiment: Experiment, folder: Path) -> Path:
     collect_results(experiment.name, finished, path)
     write_json(folder / "experiment.json", {**asdict(experiment), "command": " ".join(["python", *sys.argv])})
     return path
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the folder's lock, a file descriptor; None where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _check_overrides(cell: Cell) -> None:
-    """Refuse a folder that was made with other settings: its results would stand in the wrong row."""
-    record, content = cell.folder / "cell.json", {"levels": dict(cell.levels), "overrides": list(cell.overrides)}
-    if not record.is_file():
-        write_json(record, content)
-        return
-    before = json.loads(record.read_text())
-    if before["overrides"] != content["overrides"]:
-        raise ValueError(
-            f"{cell.folder} was trained with {' '.join(before['overrides'])}, the experiment now says "
-            f"{' '.join(cell.overrides)}: take another folder, or remove this one"
-        )
-
-
-def _train(cell: Cell, device: str, lock: int) -> None:
-    """Train in a process of its own, which keeps the cell locked even if this one is killed."""
-    begun = (cell.run_dir / ".hydra" / "config.yaml").is_file()
-    arguments = [f"resume={cell.run_dir}"] if begun else [*cell.overrides, f"hydra.run.dir={cell.run_dir}"]
-    with open(cell.folder / "train.log", "ab") as log:
-        result = subprocess.run(
-            [sys.executable, os.path.relpath(TRAIN_SCRIPT), *arguments, f"device={device}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock,),
-            check=False,
-        )
-    if result.returncode != 0:
-        last = (cell.folder / "train.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise ValueError(
-            f"training ended with code {result.returncode}: {' '.join(last)} ({cell.folder / 'train.log'})"
-        )

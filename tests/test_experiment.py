@@ -59,7 +59,10 @@ def settings(store: Path, **changes: Any) -> dict[str, Any]:
         "factors": {"observation": {"keypoints": []}, "coupling": {"none": ["coupling=none"], "knn": ["coupling=knn"]}},
         "seeds": [0],
         "evaluations": [{"n_episodes": 3, "num_inference_steps": 2, "inference_coupling": ["none", "warm"]}],
-        "modes": {"n_starts": 4, "n_repeats": 2, "num_inference_steps": 1},
+        "measurements": {
+            "modes": {"n_starts": 4, "n_repeats": 2, "num_inference_steps": 1},
+            "prior_gap": {"n_windows": 8, "n_samples": 2, "num_inference_steps": 1},
+        },
         **changes,
     }
 
@@ -105,9 +108,13 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     assert "steps2-none" in first[1]
     trained = experiment.cells(broken)[0]
     stamp = (trained.run_dir / "summary.json").stat().st_mtime_ns
-    second = killed_after(3, content, broken)  # evaluated, about to train the next
+    second = killed_after(4, content, broken)  # evaluated, about to train the next
     assert "steps2-none" in second[0]
-    assert second[1:] == ["[1/2] keypoints-none-seed0: modes\n", "[2/2] keypoints-knn-seed0: training\n"]
+    assert second[1:] == [
+        "[1/2] keypoints-none-seed0: modes\n",
+        "[1/2] keypoints-none-seed0: prior_gap\n",
+        "[2/2] keypoints-knn-seed0: training\n",
+    ]
     evaluated = trained.evaluation_file(experiment.evaluation_configs(trained)[0]).stat().st_mtime_ns
 
     # Killed in the middle of training: a checkpoint is there, and what came after it is not.
@@ -216,7 +223,8 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"seeds": []}, r"seeds=\[\] must be different"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be different"),
         ({"factors": {"coupling": {"none": []}, "observation": {}}}, r"empty: \['observation'\]"),
-        ({"modes": {"starts": 3}}, r"modes: starts is none of n_starts"),
+        ({"measurements": {"modes": {"starts": 3}}}, r"measurements.modes: starts is none of n_starts"),
+        ({"measurements": {"mode": {}}}, r"measurements: 'mode' is none of modes, prior_gap"),
         ({"evaluations": [{"only": {"coupling": ["knm"]}}]}, r"only.coupling=\['knm'\]: choose a list out of none"),
         ({"evaluations": [{"only": {"coupling": "none"}}]}, r"only.coupling=none: choose a list out of none"),
         ({"evaluations": [{"only": {"seed": [1]}}]}, r"only.seed=\[1\]: choose a list out of 0"),

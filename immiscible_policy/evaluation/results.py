@@ -25,6 +25,8 @@ SETTINGS = (
     "known_only",
     "noise_seed",
 )
+# What is measured of a policy besides episodes, None where it is not.
+RUN_MEASUREMENTS = ("modes", "prior_gap")
 _NUMBERS = {"max_reward": pa.float32(), "max_coverage": pa.float32(), "final_coverage": pa.float32()}
 
 
@@ -109,8 +111,10 @@ def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], in
     for folder, levels, seed in cells:
         summary = json.loads((folder / "run" / "summary.json").read_text())
         kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
-        modes = folder / "modes.json"
-        counted = json.loads(modes.read_text()) if modes.is_file() else None
+        measured = {}
+        for measurement in RUN_MEASUREMENTS:
+            path_of = folder / f"{measurement}.json"
+            measured[measurement] = json.loads(path_of.read_text()) if path_of.is_file() else None
         runs.append(
             {
                 **levels,
@@ -118,7 +122,7 @@ def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], in
                 "steps": summary["steps"],
                 "trained_with": summary["coupling"],
                 **{k: summary[k] for k in kept},
-                "modes": counted,
+                **measured,
             }
         )
         common = {**levels, "training_seed": seed}

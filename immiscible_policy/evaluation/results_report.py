@@ -34,6 +34,13 @@ MODE_NOTE = (
     "split, 0 always the same way), Miller-Madow corrected; imbalance is |share - 1/2| per start. Means over training "
     "seeds [95% t interval over them]; beside the imbalance what a fair coin would show."
 )
+GAP_NOTE = (
+    "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
+    "standard deviations, 0 for N(0, I); power: |noise|^2 / D, 1 for N(0, I)), and how far sampled actions are from "
+    "demonstrated ones that were held out, in pixels (root mean squares over the executed steps; error^2 = bias^2 + "
+    "spread^2): sampled from N(0, I), and from noise chosen for the demonstrated action as in training, which hints at "
+    "it. Means over training seeds [95% t interval over them]."
+)
 RULE_NOTE = (
     "The published rules over the rollouts made while training, in max reward (percent), mean over training seeds."
 )
@@ -59,8 +66,9 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
             f"coupled_inference-{stem}": gain_rows(results, fixed),
             f"rules-{stem}": rules_rows(results, fixed),
             f"modes-{stem}": mode_rows(results, fixed),
+            f"prior_gap-{stem}": gap_rows(results, fixed),
         }
-        notes = (NOTE, GAIN_NOTE, RULE_NOTE, MODE_NOTE)
+        notes = (NOTE, GAIN_NOTE, RULE_NOTE, MODE_NOTE, GAP_NOTE)
         for (name, (rows, content)), note in zip(tables.items(), notes, strict=True):
             if len(rows) > 1:
                 written += _write_table(folder / "tables", name, rows, content, note)
@@ -160,6 +168,28 @@ def mode_rows(results: Results, fixed: dict[str, Any]) -> tuple[list[list[str]],
         fair = float(np.mean([run["modes"]["imbalance_fair"] for run in runs]))
         cells = [_percent(measures["p_clockwise"]), _plain(measures["entropy"])]
         cells += [f"{_plain(measures['imbalance'])} ({fair:.2f})", _percent(measures["direct"])]
+        rows.append([coupling, str(len(runs)), *cells])
+        content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
+    return rows, content
+
+
+def gap_rows(results: Results, fixed: dict[str, Any]) -> tuple[list[list[str]], list[dict]]:
+    """What the training noise differs in from N(0, I), and the actions that follow from either."""
+    columns = ("shift", "power", "error", "bias", "spread", "error, matched noise")
+    rows, content = [["coupling", "seeds", *columns]], []
+    for coupling in results.levels("coupling", **fixed):
+        wanted = {**fixed, "coupling": coupling}
+        runs = [run for run in results.runs if run["prior_gap"] and all(run[k] == v for k, v in wanted.items())]
+        if not runs:
+            continue
+        gaps = [run["prior_gap"] for run in runs]
+        measures: dict[str, TInterval] = {
+            name: mean_t(np.array([[gap["prior"][name]] for gap in gaps])) for name in ("error", "bias", "spread")
+        }
+        if all(gap["matched"] for gap in gaps):
+            measures |= {name: mean_t(np.array([[gap[name]] for gap in gaps])) for name in ("shift", "power")}
+            measures["error, matched noise"] = mean_t(np.array([[gap["matched"]["error"]] for gap in gaps]))
+        cells = [_plain(measures[name]) if name in measures else "" for name in columns]
         rows.append([coupling, str(len(runs)), *cells])
         content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
     return rows, content

@@ -12,6 +12,7 @@ from immiscible_policy.evaluation.results_figure import coverage_by_steps, singl
 from immiscible_policy.evaluation.results_report import (
     coverage_rows,
     gain_rows,
+    gap_rows,
     latex,
     markdown,
     mode_rows,
@@ -59,6 +60,9 @@ def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
     (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts))
     measures = {name: {"mean": 0.5 + seed / 100} for name in ("p_clockwise", "entropy", "imbalance", "direct")}
     (folder / "modes.json").write_text(json.dumps({**measures, "imbalance_fair": 0.1}))
+    error = {"error": 5.0 + seed, "bias": 3.0, "spread": 4.0}
+    gap = {"shift": 0.25, "power": 0.875, "prior": error, "matched": None if seed == 7 else {**error, "error": 2.0}}
+    (folder / "prior_gap.json").write_text(json.dumps(gap))
 
 
 @pytest.fixture
@@ -102,6 +106,20 @@ def test_differences_and_gains_are_those_put_in(path: Path) -> None:
     assert [gain["coupling"] for gain in gains] == ["none", "knn"]
     assert gains[1]["difference"]["mean"] == pytest.approx(0.15, abs=0.01)
     assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
+
+
+def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> None:
+    rows, content = gap_rows(load_results(path), FIXED)
+    assert [row[:5] for row in rows[1:]] == [
+        [name, "3", "0.25 [0.25, 0.25]", "0.88 [0.88, 0.88]", "6.00 [3.52, 8.48]"] for name in ("none", "knn")
+    ]
+    assert content[0]["error, matched noise"]["mean"] == 2.0
+    # Of a coupling that cannot choose for new data, only what follows from the prior is known.
+    write_cell(tmp_path / "cache", 7, 0.0, 0.0)
+    collect_results("made up", [(tmp_path / "cache", {**FIXED, "coupling": "cache"}, 7)], tmp_path / "one.parquet")
+    rows, content = gap_rows(load_results(tmp_path / "one.parquet"), FIXED)
+    assert rows[1] == ["cache", "1", "", "", "12.00", "3.00", "4.00", ""]
+    assert "shift" not in content[0]
 
 
 def test_figures_show_the_default_variant(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""A cell of an experiment: one training run, its evaluations and what else is measured of its policy.
+
+It is a folder of its own, with the run in ``run/``, one file for each evaluation in ``evaluations/`` and one for each
+measurement. A process takes a cell by locking it, which the system undoes when the process ends in whatever way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from envs.pusht.modes import symmetric_starts
+from immiscible_policy.coupling import Independent
+from immiscible_policy.coupling.spec import parse_coupling
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
+from immiscible_policy.evaluation.modes import count_modes
+from immiscible_policy.evaluation.modes_rollout import roll_policy
+from immiscible_policy.evaluation.prior_gap import measure_prior_gap
+from immiscible_policy.evaluation.results import write_evaluation
+from immiscible_policy.policy import DiffusionPolicy, load_policy
+from immiscible_policy.policy_data import load_data
+from immiscible_policy.policy_run import last_policy_folder
+from immiscible_policy.training.precision import resolve_device, resolve_precision
+
+TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_policy.py"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of an experiment, and its evaluations.
+
+    Args:
+        folder: everything of the cell.
+        levels: factor -> level.
+        seed: training seed.
+        overrides: of ``train_policy.py``.
+    """
+
+    folder: Path
+    levels: Mapping[str, str]
+    seed: int
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.run_dir / "summary.json").is_file()
+
+    def evaluation_file(self, config: EvaluationConfig) -> Path:
+        return self.folder / "evaluations" / f"{evaluation_name(config)}.parquet"
+
+    def missing(self, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
+        """Evaluations that are still to be made. One by a coupling that has nothing to choose is plain inference."""
+        missing = [config for config in configs if not self.evaluation_file(config).is_file()]
+        if not missing or not self.is_trained or self._chooses():
+            return missing
+        return [config for config in missing if config.inference_coupling == "none" or config.selection is not None]
+
+    def _chooses(self) -> bool:
+        """Whether the run's own coupling can choose noise at inference."""
+        text = json.loads((self.run_dir / "summary.json").read_text())["coupling"]
+        try:
+            coupling = parse_coupling(text).at_inference()
+        except ValueError:
+            return False
+        return not (isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
+
+    def measurement_file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def evaluation_name(config: EvaluationConfig) -> str:
+    """A file name that says what differs between evaluations."""
+    parts = [f"steps{config.num_inference_steps or 'default'}", config.inference_coupling]
+    if config.inference_coupling != "none":
+        parts += [] if config.selection is None else ["".join(c if c.isalnum() else "_" for c in config.selection)]
+        parts += [] if config.inference_coupling == "two_pass" else [f"first_{config.first_chunk}"]
+        parts += ["known"] if config.known_only else []
+    parts += [f"n{config.n_episodes}", f"from{config.seed_start}", f"noise{config.noise_seed}"]
+    return "-".join(parts)
+
+
+def evaluate_cell(cell: Cell, config: EvaluationConfig, device: str = "auto") -> None:
+    """Evaluate the cell's last policy and write the episodes; readers see the whole file or none."""
+    policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
+    report = evaluate_policy(policy, config)
+    write_evaluation(cell.evaluation_file(config), report)
+
+
+def measure_cell(cell: Cell, name: str, settings: Mapping[str, int], device: str = "auto") -> None:
+    """Take one of ``MEASUREMENTS`` of the cell's last policy and write it as ``<name>.json``."""
+    policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
+    measured = MEASUREMENTS[name](cell, policy, settings)
+    write_json(cell.measurement_file(name), {"settings": dict(settings), **measured})
+
+
+def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
+    """Which way round the block the policy goes from symmetric starts."""
+    starts = symmetric_starts(settings.get("n_starts", 16), seed=0)
+    trajectories = roll_policy(
+        policy,
+        starts,
+        n_repeats=settings.get("n_repeats", 16),
+        n_steps=min(100, policy.task["max_steps"] - 1),  # enough to have touched the block
+        num_inference_steps=settings.get("num_inference_steps"),
+        precision=resolve_precision("auto", str(policy.device)),
+    )
+    return count_modes(trajectories).as_dict()
+
+
+def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
+    """What the policy does with N(0, I) and with the noise it was trained on, on the demonstrations held out."""
+    cfg = OmegaConf.load(cell.run_dir / ".hydra" / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text())["path"])
+    held_out = data.validation if data.validation is not None else data.train
+    return measure_prior_gap(policy, data.train, held_out, batch_size=cfg.batch_size, **settings).as_dict()
+
+
+MEASUREMENTS: dict[str, Callable[[Cell, DiffusionPolicy, Mapping[str, int]], dict[str, Any]]] = {
+    "modes": _count_modes,
+    "prior_gap": _prior_gap,
+}
+# What each of them can be told.
+SETTINGS = {
+    "modes": ("n_starts", "n_repeats", "num_inference_steps"),
+    "prior_gap": ("n_windows", "n_samples", "num_inference_steps"),
+}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold the folder's lock, a file descriptor; None where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_overrides(cell: Cell) -> None:
+    """Refuse a folder that was made with other settings: its results would stand in the wrong row."""
+    record, content = cell.folder / "cell.json", {"levels": dict(cell.levels), "overrides": list(cell.overrides)}
+    if not record.is_file():
+        write_json(record, content)
+        return
+    before = json.loads(record.read_text())
+    if before["overrides"] != content["overrides"]:
+        raise ValueError(
+            f"{cell.folder} was trained with {' '.join(before['overrides'])}, the experiment now says "
+            f"{' '.join(cell.overrides)}: take another folder, or remove this one"
+        )
+
+
+def train_cell(cell: Cell, device: str, lock: int) -> None:
+    """Train in a process of its own, which keeps the cell locked even if this one is killed."""
+    begun = (cell.run_dir / ".hydra" / "config.yaml").is_file()
+    arguments = [f"resume={cell.run_dir}"] if begun else [*cell.overrides, f"hydra.run.dir={cell.run_dir}"]
+    with open(cell.folder / "train.log", "ab") as log:
+        result = subprocess.run(
+            [sys.executable, os.path.relpath(TRAIN_SCRIPT), *arguments, f"device={device}"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+            check=False,
+        )
+    if result.returncode != 0:
+        last = (cell.folder / "train.log").read_text(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(
+            f"training ended with code {result.returncode}: {' '.join(last)} ({cell.folder / 'train.log'})"
+        )
