@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+OPTIMIZERS = ("adamw", "adam", "radam")
+EMA_WARMUPS = ("power", "ratio", "none")
 COMPILE_MODES = (False, True, "reduce-overhead", "max-autotune")
 
 
@@ -12,11 +14,15 @@ class TrainerConfig:
 
     Args:
         steps: optimiser steps of the whole run; the learning-rate schedule spans them.
-        batch_size: data a step on each process.
-        learning_rate, betas, weight_decay: of AdamW.
+        batch_size: data that the coupling and the network see at once, on each process.
+        gradient_accumulation: so many batches make an optimiser step; a coupling pairs within each of them.
+        optimizer: adamw | adam | radam.
+        learning_rate, betas, weight_decay: of the optimiser (adam, radam: of the plain kind, added to the gradient).
         lr_schedule, warmup_steps: diffusers' schedule by name, and its linear warm-up.
         gradient_clip: largest global gradient norm; None clips nothing.
-        ema_power, ema_max_decay: weights' moving average with decay 1 - (1 + step)^-power up to the maximum.
+        ema_warmup: how the decay of the weights' moving average grows up to ``ema_max_decay``: power: 1 - (1 +
+            step)^-``ema_power`` | ratio: (1 + step) / (10 + step), as in many image trainers | none: not at all.
+        ema_power, ema_max_decay: see there.
         mixed_precision: auto | fp32 | bf16 | fp16.
         compile: True, "reduce-overhead" (CUDA graphs) or "max-autotune" runs the model's ``network`` through
             torch.compile in that mode (True: its default one); takes a minute at the start, changes results by
@@ -30,12 +36,15 @@ class TrainerConfig:
 
     steps: int = 10_000
     batch_size: int = 64
+    gradient_accumulation: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.95, 0.999)
     weight_decay: float = 1e-6
     lr_schedule: str = "cosine"
     warmup_steps: int = 500
     gradient_clip: float | None = 1.0
+    ema_warmup: str = "power"
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
     mixed_precision: str = "auto"
@@ -55,6 +64,7 @@ class TrainerConfig:
         for name in (
             "steps",
             "batch_size",
+            "gradient_accumulation",
             "log_every",
             "validate_every",
             "evaluate_every",
@@ -66,9 +76,13 @@ class TrainerConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         if self.compile not in COMPILE_MODES:
-            allowed = ", ".join(str(mode).lower() for mode in COMPILE_MODES)
-            raise ValueError(f"compile={self.compile!r}: choose one of {allowed}")
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule={self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
+            modes = ", ".join(str(mode).lower() for mode in COMPILE_MODES)
+            raise ValueError(f"compile={self.compile!r}: choose one of {modes}")
+        if not 0 <= self.ema_max_decay < 1:
+            raise ValueError(f"ema_max_decay={self.ema_max_decay}: must be at least 0 and below 1")
+        choices = (("lr_schedule", LR_SCHEDULES), ("optimizer", OPTIMIZERS), ("ema_warmup", EMA_WARMUPS))
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps}: must be between 0 and steps={self.steps}")

@@ -10,16 +10,14 @@ import copy
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -39,6 +37,13 @@ from immiscible_policy.training.checkpoint import (
 from immiscible_policy.training.config import TrainerConfig
 from immiscible_policy.training.metrics import MetricsLogger
 from immiscible_policy.training.precision import resolve_device, resolve_precision
+from immiscible_policy.training.setup import (
+    build_average,
+    build_optimizer,
+    compile_network,
+    forget_earlier_accelerator,
+)
+from immiscible_policy.training.stopwatch import Stopwatch
 
 Metrics = Mapping[str, float]
 
@@ -85,28 +90,23 @@ class Trainer:
         self.validate, self.evaluate, self.headline = validate, evaluate, headline
         device = resolve_device(config.device)
         self.precision = resolve_precision(config.mixed_precision, device)
-        _forget_earlier_accelerator()
+        forget_earlier_accelerator()
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision), cpu=device == "cpu"
         )
         self.device = self.accelerator.device
         if len(dataset) < self._global_batch:
+            accumulated = "" if config.gradient_accumulation == 1 else f" x {config.gradient_accumulation} accumulated"
             raise ValueError(
-                f"batch_size={config.batch_size} on {self.accelerator.num_processes} processes needs at least "
-                f"{self._global_batch} data, the dataset has {len(dataset)}"
+                f"batch_size={config.batch_size}{accumulated} on {self.accelerator.num_processes} processes needs at "
+                f"least {self._global_batch} data, the dataset has {len(dataset)}"
             )
         self.ema_model: Any = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            config.learning_rate,
-            config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        optimizer = build_optimizer(model, config)
         self.bare_model = model  # which prepare may wrap
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if config.compile:
-            _compile_network(model, config.compile)
+            compile_network(model, config.compile)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.lr_schedule = get_scheduler(
             config.lr_schedule,
@@ -114,25 +114,24 @@ class Trainer:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=config.steps,
         )
-        self.ema = EMAModel(
-            self.parameters,
-            decay=config.ema_max_decay,
-            use_ema_warmup=True,
-            inv_gamma=1.0,
-            power=config.ema_power,
-        )
+        self.ema = build_average(self.parameters, config)
         self.generator = torch.Generator(self.device)
         # A stream of its own for each process; the same for all couplings, so that runs of one seed are paired.
         self.generator.manual_seed(config.seed * 1_000 + self.accelerator.process_index)
         self.step = 0
-        self.seconds = _Stopwatch()
+        self.seconds = Stopwatch()
         self.best: float | None = None
         self._data_device = torch.device(getattr(dataset, "device", "cpu"))
         self._epoch_order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     @property
     def _global_batch(self) -> int:
-        return self.config.batch_size * self.accelerator.num_processes
+        return self._step_batch * self.accelerator.num_processes
+
+    @property
+    def _step_batch(self) -> int:
+        """Data of an optimiser step on this process."""
+        return self.config.batch_size * self.config.gradient_accumulation
 
     @property
     def latest(self) -> Path:
@@ -195,22 +194,28 @@ class Trainer:
 
     def _train_step(self, indices: Tensor) -> tuple[Tensor, Tensor | float]:
         """One optimiser step. Nothing here waits for a GPU's queue, so that the next step is prepared meanwhile."""
-        batch = {name: self._on_device(value) for name, value in self.dataset.batch(indices).items()}
-        batch["index"] = self._on_device(indices)
-        if self.config.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # the memory of the last step's graphs is free again
         begin_step = getattr(self.bare_model, "begin_step", None)
         if begin_step is not None:
             begin_step(self.step, self.config.steps)
-        loss = self.model(batch, self.coupling, self.generator)
-        self.accelerator.backward(loss)
+        parts = indices.split(self.config.batch_size)
+        losses = []
+        for number, part in enumerate(parts, 1):
+            batch = {name: self._on_device(value) for name, value in self.dataset.batch(part).items()}
+            batch["index"] = self._on_device(part)
+            if self.config.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # the memory of the last step's graphs is free again
+            # Processes exchange gradients once a step.
+            with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
+                loss = self.model(batch, self.coupling, self.generator)
+                self.accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
+            losses.append(loss.detach())
         limit = self.config.gradient_clip
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
         self.optimizer.step()
         self.lr_schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average()
-        return loss.detach(), norm
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(), norm
 
     def _on_device(self, value: Tensor) -> Tensor:
         if self.device.type == "cuda" and value.device.type == "cpu":
@@ -275,8 +280,8 @@ class Trainer:
             shuffle = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.dataset), generator=shuffle)
             self._epoch_order = (epoch, order.to(self._data_device))
-        start = position * self._global_batch + self.accelerator.process_index * self.config.batch_size
-        return self._epoch_order[1][start : start + self.config.batch_size]
+        start = position * self._global_batch + self.accelerator.process_index * self._step_batch
+        return self._epoch_order[1][start : start + self._step_batch]
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
@@ -364,36 +369,3 @@ class Trainer:
         set_rng_state(self.generator, state["rng"][self.accelerator.process_index])
         self.step, self.best = state["step"], state["best"]
         self.seconds.wall, self.seconds.cpu = state["seconds"]
-
-
-def _compile_network(model: nn.Module, mode: bool | str) -> None:
-    """Compile the calls of ``model.network`` in place: parameters, their names and copies made before stay as they are.
-
-    Raises:
-        ValueError: the model has no ``network``.
-    """
-    network = getattr(model, "network", None)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"compile={mode!r} compiles model.network, which {type(model).__name__} does not have")
-    network.compile(mode="default" if mode is True else mode)
-
-
-def _forget_earlier_accelerator() -> None:
-    """Let a sweep's next run in this process choose its own device and precision: accelerate keeps the first's."""
-    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class _Stopwatch:
-    """Time spent inside ``with`` blocks: by the clock on the wall, and of the processor over all threads."""
-
-    def __init__(self) -> None:
-        self.wall = 0.0
-        self.cpu = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter(), time.process_time()
-
-    def __exit__(self, *exception: object) -> None:
-        self.wall += time.perf_counter() - self._start[0]
-        self.cpu += time.process_time() - self._start[1]

@@ -213,6 +213,38 @@ def test_averaged_weights_are_those_of_the_library(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
+class Mean(nn.Module):
+    """Fits a point to the data without drawing anything; the loss of a batch is a mean over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.zeros(4))
+        self.seen: list[int] = []
+
+    def forward(self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator) -> Tensor:
+        self.seen.append(len(batch["data"]))
+        return (batch["data"] - self.point).square().mean()
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=7, log_every=1)
+    whole = trainer(tmp_path / "whole", replace(config, batch_size=16), model=Mean())
+    whole.fit()
+    parts = trainer(tmp_path / "parts", replace(config, batch_size=4, gradient_accumulation=4), model=Mean())
+    parts.fit()
+    assert parts.bare_model.seen == 7 * 4 * [4]
+    order = [[i for asked in run.dataset.asked for i in asked] for run in (whole, parts)]
+    assert order[0] == order[1]
+    torch.testing.assert_close(parts.bare_model.point, whole.bare_model.point, rtol=1e-5, atol=1e-6)
+    losses = [[line["train/loss"] for line in read_metrics(run.run_dir / "metrics.jsonl")] for run in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(ValueError, match="batch_size=16 x 3 accumulated on 1 processes needs at least 48 data"):
+        trainer(tmp_path / "small", replace(config, batch_size=16, gradient_accumulation=3), model=Mean())
+
+
 class Windows:
     """A data set of random windows for a policy."""
 
@@ -413,6 +445,10 @@ def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
         ("batch_size", -1, "batch_size=-1"),
         ("learning_rate", 0.0, "learning_rate=0.0: must be positive"),
         ("lr_schedule", "cos", "lr_schedule='cos': choose one of"),
+        ("optimizer", "sgd", "optimizer='sgd': choose one of adamw, adam, radam"),
+        ("ema_warmup", "ramp", "ema_warmup='ramp': choose one of power, ratio, none"),
+        ("ema_max_decay", 1.0, "ema_max_decay=1.0: must be at least 0 and below 1"),
+        ("gradient_accumulation", 0, "gradient_accumulation=0: must be at least 1"),
         ("compile", "fast", "compile='fast': choose one of false, true, reduce-overhead, max-autotune"),
         ("warmup_steps", 31, "warmup_steps=31: must be between 0 and steps=30"),
     ],
