@@ -13,6 +13,8 @@ from immiscible_policy.diffusion.objective import Network, Objective, check_choi
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 SAMPLERS = ("ddim", "ddpm")
+TIMESTEP_SPACINGS = ("trailing", "leading", "linspace")
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class DDPM(Objective):
         beta_schedule: linear | scaled_linear | squaredcos_cap_v2, from ``beta_start`` to ``beta_end``.
         prediction_type: epsilon | sample | v_prediction.
         sampler: ddim (deterministic, few steps) | ddpm (ancestral).
+        timestep_spacing: which S of the T steps a sampler visits (Lin et al., 2024, table 2): trailing: T - 1 and down
+            in strides of T / S | leading: 0 and up in strides of T // S, DDIM's linear selection, which with few steps
+            begins well below pure noise | linspace: both ends.
+        variance_type: fixed_small | fixed_large, of the ancestral sampler's noise (Ho et al., section 3.2).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
         data_scale: see ``Objective``.
     """
@@ -34,6 +40,8 @@ class DDPM(Objective):
     beta_end: float = 0.02
     prediction_type: str = "epsilon"
     sampler: str = "ddim"
+    timestep_spacing: str = "trailing"
+    variance_type: str = "fixed_small"
     clip_sample: bool = True
     data_scale: float = 1.0
 
@@ -41,6 +49,8 @@ class DDPM(Objective):
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         if self.num_train_timesteps < 1 or not self.data_scale > 0:
             raise ValueError(
                 f"num_train_timesteps={self.num_train_timesteps} and data_scale={self.data_scale} must be positive"
@@ -60,10 +70,16 @@ class DDPM(Objective):
             beta_start=self.beta_start,
             beta_end=self.beta_end,
             prediction_type=self.prediction_type,
-            variance_type="fixed_small",
+            variance_type=self.variance_type,
+            timestep_spacing=self.timestep_spacing,
             clip_sample=self.clip_sample,
             clip_sample_range=self.data_scale,
         )
+
+    def sampling_scheduler(self) -> Any:
+        """A new scheduler of the sampler: diffusers' DDIMScheduler or DDPMScheduler."""
+        kind = DDIMScheduler if self.sampler == "ddim" else DDPMScheduler
+        return kind.from_config(self.scheduler.config)
 
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Steps to train on, (batch,) int64 uniform on 0..T-1."""
@@ -111,11 +127,7 @@ class DDPM(Objective):
         steps = self.num_train_timesteps if steps is None else steps
         if not 1 <= steps <= self.max_steps:
             raise ValueError(f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps")
-        scheduler = self.scheduler
-        if self.sampler == "ddim":
-            scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
-        else:
-            scheduler = DDPMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+        scheduler = self.sampling_scheduler()
         scheduler.set_timesteps(steps, device=device)
         sample = initial_noise(shape, generator, device, noise)
         for t in scheduler.timesteps:

@@ -104,6 +104,8 @@ def test_sampling_is_a_function_of_the_initial_noise() -> None:
         ({"name": "ddpm", "beta_schedule": "cosine"}, "beta_schedule='cosine': choose one of linear"),
         ({"name": "ddpm", "prediction_type": "eps"}, "prediction_type='eps'"),
         ({"name": "ddpm", "sampler": "euler"}, "sampler='euler'"),
+        ({"name": "ddpm", "timestep_spacing": "even"}, "timestep_spacing='even': choose one of trailing"),
+        ({"name": "ddpm", "variance_type": "learned"}, "variance_type='learned': choose one of fixed_small"),
         ({"name": "ddpm", "num_train_timesteps": 0}, "must be positive"),
         ({"name": "ddpm", "steps": 3}, "steps"),
     ],
@@ -116,3 +118,30 @@ def test_wrong_configuration_is_named(options: dict[str, object], message: str) 
 def test_too_many_sampling_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="steps=101"):
         DDPM().sample(lambda noisy, time, condition: noisy, (1, 1), steps=101)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "visited"),
+    [("trailing", [999, 749, 499, 249]), ("leading", [750, 500, 250, 0]), ("linspace", [999, 666, 333, 0])],
+)
+def test_samplers_visit_the_steps_of_their_spacing(spacing: str, visited: list[int]) -> None:
+    seen: list[int] = []
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        seen.append(int(time[0]))
+        return noisy
+
+    DDPM(num_train_timesteps=1000, beta_schedule="linear", timestep_spacing=spacing).sample(network, (2, 3), steps=4)
+    assert seen == visited
+
+
+def test_the_ancestral_sampler_draws_the_variance_that_is_asked_for() -> None:
+    """Ho et al., section 3.2: beta_t, or beta_t (1 - abar_{t-1}) / (1 - abar_t)."""
+    variances = {}
+    for kind in ("fixed_small", "fixed_large"):
+        scheduler = DDPM(10, "linear", sampler="ddpm", variance_type=kind).sampling_scheduler()
+        scheduler.set_timesteps(10)
+        variances[kind] = float(scheduler._get_variance(5))
+    beta, alphas_bar = float(scheduler.betas[5]), scheduler.alphas_cumprod
+    small = beta * float((1 - alphas_bar[4]) / (1 - alphas_bar[5]))
+    assert variances == {"fixed_small": pytest.approx(small), "fixed_large": pytest.approx(beta)}
