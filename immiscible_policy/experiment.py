@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, write_json
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import collect_results
 from immiscible_policy.experiment_cell import (
     SETTINGS,
@@ -27,6 +27,7 @@ from immiscible_policy.experiment_cell import (
     measure_cell,
     train_cell,
 )
+from immiscible_policy.files import write_json
 
 # Settings of an evaluation that may be lists, one evaluation for each combination.
 VARIED = ("num_inference_steps", "inference_coupling", "selection", "first_chunk", "known_only")

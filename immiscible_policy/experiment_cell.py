@@ -22,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from envs.pusht.modes import symmetric_starts
 from immiscible_policy.coupling import Independent
 from immiscible_policy.coupling.spec import parse_coupling
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.modes import count_modes
 from immiscible_policy.evaluation.modes_rollout import roll_policy
 from immiscible_policy.evaluation.prior_gap import measure_prior_gap
 from immiscible_policy.evaluation.results import write_evaluation
+from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy, load_policy
 from immiscible_policy.policy_data import load_data
 from immiscible_policy.policy_run import last_policy_folder

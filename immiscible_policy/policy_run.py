@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.data.windows import ActionWindows
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, write_json
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
+from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy_data import PolicyData, load_data, plain_settings
 from immiscible_policy.training import Trainer, TrainerConfig

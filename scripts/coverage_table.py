@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from immiscible_policy import cli
-from immiscible_policy.evaluation.evaluate import write_json
 from immiscible_policy.evaluation.figure import coverage_curves
 from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
+from immiscible_policy.files import write_json
 
 
 def main() -> None:

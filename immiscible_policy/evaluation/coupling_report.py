@@ -200,7 +200,7 @@ def _fit_lines(fits: Mapping[str, Any]) -> list[str]:
 def write_report(folder: Path, analysis: Mapping[str, Any]) -> list[Path]:
     """Write ``analysis.json``, ``table.md`` and the figures to a folder; each file appears whole or not at all."""
     from immiscible_policy.evaluation.coupling_figure import plot_clusters, plot_statistics
-    from immiscible_policy.evaluation.evaluate import write_json
+    from immiscible_policy.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "analysis.json", folder / "table.md", folder / "statistics.png"]

@@ -1,8 +1,5 @@
 """Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
 
-import json
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from tqdm import tqdm
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
 from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
 from immiscible_policy.evaluation.video import film_strip, write_video
+from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
 from immiscible_policy.training.precision import resolve_precision
 
@@ -171,21 +169,6 @@ def _write_media(recordings: Sequence[Recording], output_dir: Path) -> dict[str,
         coverages=[recording.coverages for recording in recordings],
     )
     return {"videos": videos, "film_strip": "film_strip.png"}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: readers see the old file or the new one. NaN, which JSON lacks, becomes null."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms, rule_scores
-from immiscible_policy.evaluation.evaluate import write_json
 from immiscible_policy.evaluation.results import Results, load_results
 from immiscible_policy.evaluation.results_figure import coverage_by_steps, coverage_while_training
 from immiscible_policy.evaluation.statistics import RULES
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t
+from immiscible_policy.files import write_json
 
 NOTE = (
     "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "

@@ -73,6 +73,7 @@ class Trainer:
         validate: moving-average model -> numbers, every ``validate_every`` steps.
         evaluate: (moving-average model, step) -> numbers, every ``evaluate_every`` steps.
         headline: the number of ``evaluate`` that is shown while training and that picks the ``best`` checkpoint.
+        lower_is_better: of that number.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class Trainer:
         validate: Callable[[Any], Metrics] | None = None,
         evaluate: Callable[[Any, int], Metrics] | None = None,
         headline: str = "rollout/max_coverage",
+        lower_is_better: bool = False,
     ) -> None:
         self.config, self.run_dir, self.coupling, self.dataset = config, run_dir, coupling, dataset
         self.validate, self.evaluate, self.headline = validate, evaluate, headline
+        self._sign = -1 if lower_is_better else 1
         device = resolve_device(config.device)
         self.precision = resolve_precision(config.mixed_precision, device)
         forget_earlier_accelerator()
@@ -263,7 +266,7 @@ class Trainer:
                 for outdated in saved_models(self.latest.parent)[: -self.config.keep_checkpoints]:
                     shutil.rmtree(outdated)
                 score = metrics.get(self.headline)
-                if score is not None and (self.best is None or score > self.best):
+                if score is not None and (self.best is None or self._sign * score > self._sign * self.best):
                     self.best = score
                     self._save_model("best")
         self.accelerator.wait_for_everyone()

@@ -9,14 +9,9 @@ import pytest
 import torch
 
 from envs.pusht.geometry import GOAL_POSE
-from immiscible_policy.evaluation.evaluate import (
-    EvaluationConfig,
-    environment_factory,
-    evaluate_policy,
-    summarize,
-    write_json,
-)
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, environment_factory, evaluate_policy, summarize
 from immiscible_policy.evaluation.rollout import Episode, rollout
+from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 
 TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "keypoints", "legacy": True, "max_steps": 24}

@@ -12,7 +12,6 @@ from scipy.stats import binom
 
 from envs.pusht.modes import mirror, symmetric_starts
 from immiscible_policy.data.replay import load_replay
-from immiscible_policy.evaluation.evaluate import write_json
 from immiscible_policy.evaluation.modes import (
     DEFINITIONS,
     DemonstrationModes,
@@ -24,6 +23,7 @@ from immiscible_policy.evaluation.modes import (
     replay_episodes,
     split_entropy,
 )
+from immiscible_policy.files import write_json
 
 Floats = NDArray[np.float64]
 

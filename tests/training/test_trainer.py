@@ -388,6 +388,20 @@ def test_checkpoints_hold_averaged_weights_and_the_best_is_kept(tmp_path: Path) 
         assert torch.equal(saved, average)
 
 
+def test_the_best_can_be_the_lowest(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path,
+        evaluate=lambda model, step: {"fd": {10: 3.0, 20: 1.0, 30: 2.0}[step]},
+        headline="fd",
+        lower_is_better=True,
+    )
+    run.fit()
+    assert run.best == 1.0
+    best = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")
+    for name, value in load_file(tmp_path / "checkpoints" / "step=0000020" / "model.safetensors").items():
+        assert torch.equal(best[name], value)
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     trainer(tmp_path, replace(CONFIG, keep_checkpoints=2, evaluate_every=5), evaluate=evaluate).fit()
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step=*"))

@@ -1,0 +1,83 @@
+"""Samples on disk: what the files hold, and that a killed call goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_diffusion.model import ImageModel
+from image_diffusion.sampling import load_pictures, save_grid, save_samples
+
+UNET = {
+    "block_out_channels": [8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "zero_init": False,
+}
+
+
+def model(channels: int = 3, **options: Any) -> ImageModel:
+    torch.manual_seed(0)
+    return ImageModel(4, channels, UNET, {"name": "flow_matching"}, num_inference_steps=2, **options).eval()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_hold_the_images_of_their_seeds(channels: int, tmp_path: Path) -> None:
+    trained = model(channels)
+    paths = save_samples(trained, [3, 11, 4], tmp_path / "png", batch_size=2, progress=False)
+    assert [path.name for path in paths] == ["00000003.png", "00000011.png", "00000004.png"]
+    images = load_pictures(paths)
+    assert images.shape == (3, channels, 4, 4)
+    assert int((images.int() - trained.sample([3, 11, 4]).int()).abs().max()) <= 1
+    (path,) = save_samples(trained, [3, 11, 4], tmp_path / "npz", format="npz", batch_size=2, progress=False)
+    with np.load(path) as content:
+        assert content["seeds"].tolist() == [3, 11, 4]
+        assert np.array_equal(content["arr_0"], images.permute(0, 2, 3, 1).numpy())
+    assert sorted(p.name for p in path.parent.iterdir()) == ["samples.json", "samples.npz"]
+    assert json.loads((tmp_path / "png" / "samples.json").read_text())["num_inference_steps"] == 2
+
+
+def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = model(n_classes=3)
+    whole = load_pictures(save_samples(trained, range(6), tmp_path / "whole", progress=False))
+    part = save_samples(trained, [0, 1, 2, 3], tmp_path / "part", labels=[0, 1, 2, 0], progress=False)
+    part[2].unlink()
+    asked: list[int] = []
+    sample = trained.sample
+
+    def counted(seeds: list[int], **options: Any) -> torch.Tensor:
+        asked.extend(seeds)
+        return sample(seeds, **options)
+
+    monkeypatch.setattr(trained, "sample", counted)
+    again = load_pictures(save_samples(trained, range(6), tmp_path / "part", progress=False))
+    assert asked == [2, 4, 5]
+    assert int((again.int() - whole.int()).abs().max()) <= 1
+
+
+def test_samples_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    save_samples(model(), [0], tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds samples with another num_inference_steps"):
+        save_samples(model(), [1], tmp_path, num_inference_steps=3, progress=False)
+    with pytest.raises(ValueError, match="one is given twice"):
+        save_samples(model(), [1, 1], tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match="format='jpg': choose one of png, npz"):
+        save_samples(model(), [1], tmp_path / "other", format="jpg", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_grid_shows_every_image_and_white_where_there_is_none(tmp_path: Path) -> None:
+    images = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+    images[4] = 100
+    save_grid(images, tmp_path / "media" / "grid.png")
+    with Image.open(tmp_path / "media" / "grid.png") as picture:
+        assert picture.size == (3 * 64, 2 * 64)
+        assert picture.getpixel((10, 10)) == (0, 0, 0)
+        assert picture.getpixel((100, 100)) == (100, 100, 100)
+        assert picture.getpixel((180, 100)) == (255, 255, 255)
