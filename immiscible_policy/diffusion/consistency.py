@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from immiscible_policy.diffusion.objective import (
+    Hold,
     Network,
     Objective,
     check_choice,
@@ -243,6 +244,7 @@ class Consistency(Objective):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         noise: Tensor | None = None,
+        hold: Hold | None = None,
     ) -> Tensor:
         """Denoise from sigma_max, then noise again and denoise, in ``steps`` calls (default 1; CM, algorithm 1).
 
@@ -260,10 +262,13 @@ class Consistency(Objective):
             else:
                 fresh = randn_tensor(tuple(start.shape), generator=generator, device=start.device, dtype=start.dtype)
                 noisy = estimate + math.sqrt(sigma**2 - self.sigma_min**2) * fresh
+            if hold is not None:
+                noisy = hold.put(noisy, self.data_scale * hold.data + sigma * hold.noise)
             estimate = self.denoise(network, noisy, torch.full((shape[0],), sigma, device=start.device), condition)
             if self.clip_sample:
                 estimate = estimate.clamp(-self.data_scale, self.data_scale)
-        return estimate / self.data_scale
+        estimate = estimate / self.data_scale
+        return estimate if hold is None else hold.put(estimate, hold.data)
 
 
 @torch.no_grad()

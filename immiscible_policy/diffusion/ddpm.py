@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from immiscible_policy.diffusion.objective import Network, Objective, check_choice, initial_noise, masked_mean
+from immiscible_policy.diffusion.objective import Hold, Network, Objective, check_choice, initial_noise, masked_mean
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -122,6 +122,7 @@ class DDPM(Objective):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         noise: Tensor | None = None,
+        hold: Hold | None = None,
     ) -> Tensor:
         """Data of ``shape`` in ``steps`` network calls (default T); see ``Objective.sample``."""
         steps = self.num_train_timesteps if steps is None else steps
@@ -131,6 +132,10 @@ class DDPM(Objective):
         scheduler.set_timesteps(steps, device=device)
         sample = initial_noise(shape, generator, device, noise)
         for t in scheduler.timesteps:
+            if hold is not None:
+                known = self.scheduler.add_noise(hold.data * self.data_scale, hold.noise, t.expand(1))
+                sample = hold.put(sample, known)
             prediction = network(sample, t.expand(shape[0]), condition)
             sample = scheduler.step(prediction.float(), t, sample, generator=generator).prev_sample
-        return sample / self.data_scale
+        sample = sample / self.data_scale
+        return sample if hold is None else hold.put(sample, hold.data)

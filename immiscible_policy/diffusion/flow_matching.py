@@ -17,6 +17,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from immiscible_policy.diffusion.objective import (
+    Hold,
     Network,
     Objective,
     check_choice,
@@ -100,17 +101,24 @@ class FlowMatching(Objective):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         noise: Tensor | None = None,
+        hold: Hold | None = None,
     ) -> Tensor:
         """Data of ``shape`` in ``steps`` network calls (default 20); see ``solve`` and ``Objective.sample``."""
         start = initial_noise(shape, generator, device, noise)
-        sample, _ = self.solve(network, start, condition, DEFAULT_STEPS if steps is None else steps)
+        sample, _ = self.solve(network, start, condition, DEFAULT_STEPS if steps is None else steps, hold)
         if self.clip_sample:
             sample = sample.clamp(-self.data_scale, self.data_scale)
-        return sample / self.data_scale
+        sample = sample / self.data_scale
+        return sample if hold is None else hold.put(sample, hold.data)
 
     @torch.no_grad()
     def solve(
-        self, network: Network, noise: Tensor, condition: Tensor | None = None, steps: int = DEFAULT_STEPS
+        self,
+        network: Network,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        steps: int = DEFAULT_STEPS,
+        hold: Hold | None = None,
     ) -> tuple[Tensor, int]:
         """Follow the network's velocity from ``noise`` (B, ...) at s = 1 to s = 0.
 
@@ -122,11 +130,14 @@ class FlowMatching(Objective):
             adaptive: ``steps`` is not used. Dormand-Prince 5(4) with step sizes from ``rtol`` and ``atol``; the batch
                 is one system, so all its samples share their steps.
 
+        Args:
+            hold: put into the sample at the start of every interval.
+
         Returns:
             the end of the path (B, ...), neither clipped nor divided by ``data_scale``, and the network calls made.
 
         Raises:
-            ValueError: ``steps`` is below 1.
+            ValueError: ``steps`` is below 1, or ``hold`` is given to the adaptive sampler, whose path may not jump.
             ArithmeticError: the adaptive solver met NaN or infinity, or found no step small enough.
         """
 
@@ -136,12 +147,16 @@ class FlowMatching(Objective):
 
         check_steps(steps)
         if self.sampler == "adaptive":
+            if hold is not None:
+                raise ValueError("hold: sampler='adaptive' cannot keep known parts; choose euler, midpoint or heun")
             return self._solve_adaptive(velocity, noise)
         calls = 1 if self.sampler == "euler" else 2
         n_intervals = math.ceil(steps / calls)
         grid = torch.linspace(1, 0, n_intervals + 1, dtype=torch.float64).tolist()
         sample, left = noise, steps
         for s, s_next in pairwise(grid):
+            if hold is not None:
+                sample = hold.put(sample, (1 - s) * self.data_scale * hold.data + s * hold.noise)
             slope = velocity(sample, s)
             if calls == 2 and left >= 2:
                 if self.sampler == "midpoint":

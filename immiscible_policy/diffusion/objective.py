@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,28 @@ from torch import Tensor, nn
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``network(noisy, time, condition) -> prediction``: (B, ...), (B,), anything or None -> (B, ...)."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Parts of a sample that are known beforehand, for in- and out-painting.
+
+    Before every network call the known part is put where it would be with as much noise as the rest then has, and at
+    the end as it is.
+
+    Args:
+        data: (B, ...) or broadcastable; only its known entries are looked at.
+        mask: (B, ...) or broadcastable bool, True where the sample is known.
+        noise: (B, ...) standard normal, of the known part.
+    """
+
+    data: Tensor
+    mask: Tensor
+    noise: Tensor
+
+    def put(self, sample: Tensor, known: Tensor) -> Tensor:
+        """``sample`` with the known entries of ``known``."""
+        return torch.where(self.mask, known.to(sample.dtype), sample)
 
 
 class Objective(ABC):
@@ -71,12 +94,14 @@ class Objective(ABC):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         noise: Tensor | None = None,
+        hold: Hold | None = None,
     ) -> Tensor:
         """Data of ``shape`` in ``steps`` network calls, from standard normal noise or from ``noise``.
 
         Args:
             steps: None takes the objective's own default.
             generator: for the initial noise and for a sampler's own draws.
+            hold: entries of the sample that are known.
 
         Raises:
             ValueError: ``steps`` is below 1 or above ``max_steps``.
