@@ -145,7 +145,7 @@ class ImageModel(nn.Module):
         Raises:
             ValueError: labels for a model without classes, out of range, or guidance that it was not trained for.
         """
-        condition = self._condition(len(seeds), labels)
+        condition = self.condition(len(seeds), labels)
         network: Any = self.network
         if guidance_scale != 1.0:
             if condition is None or not self.label_dropout:
@@ -160,7 +160,8 @@ class ImageModel(nn.Module):
         sample = self.objective.sample(network, shape, condition, steps, generators, self.device)  # type: ignore[arg-type]
         return to_bytes(sample)
 
-    def _condition(self, n: int, labels: Sequence[int] | None) -> Tensor | None:
+    def condition(self, n: int, labels: Sequence[int] | None) -> Tensor | None:
+        """Labels of n samples on the model's device, see ``sample``; None for a model without classes."""
         if self.n_classes is None:
             if labels is not None:
                 raise ValueError("labels are given, but this model was trained without classes")
