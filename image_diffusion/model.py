@@ -16,6 +16,7 @@ from image_diffusion.networks import build_network
 from image_diffusion.pipelines import write_pipeline
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import build_objective
+from immiscible_policy.training.checkpoint import saved_models
 
 CONFIG_NAME = "image_model.json"
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -204,6 +205,20 @@ def sample_in_batches(
     for start in range(0, len(everything), batch_size):
         part = slice(start, start + batch_size)
         yield model.sample(everything[part], labels=None if labels is None else labels[part], **options)
+
+
+def last_model_folder(folder: Path) -> Path:
+    """The model folder that ``folder`` is, or the last one of the run that it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    saved = saved_models(folder / "checkpoints")
+    if not saved:
+        raise ValueError(f"model={folder}: neither a model folder ({CONFIG_NAME}, unet/) nor a run folder")
+    return saved[-1]
 
 
 def load_image_model(folder: str | Path, device: torch.device | str = "cpu") -> ImageModel:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
+from immiscible_policy.run_setup import plain_settings
 from immiscible_policy.training.precision import resolve_device
 
 IMAGE_TYPE = "pixels_agent_pos"
@@ -108,11 +109,3 @@ def _with_pictures(replay: ReplayData, goal_pose: Any) -> ReplayData:
     state = replay.arrays["state"]
     pictures = PixelObserver(goal_pose=goal_pose)(state[:, :2], state[:, 2:])
     return replace(replay, arrays={**replay.arrays, "img": pictures})
-
-
-def plain_settings(node: DictConfig) -> dict[str, Any]:
-    """A part of the configuration as a dictionary, interpolations resolved."""
-    content = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a mapping in the configuration, found {content!r}")
-    return {str(key): value for key, value in content.items()}

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -22,11 +21,11 @@ from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
-from immiscible_policy.policy_data import PolicyData, load_data, plain_settings
-from immiscible_policy.training import Trainer, TrainerConfig
+from immiscible_policy.policy_data import PolicyData, load_data
+from immiscible_policy.run_setup import plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
 from immiscible_policy.training.metrics import read_metrics
-from immiscible_policy.training.precision import resolve_device
 
 # Training data that a policy keeps where coupled inference needs them: several batches, of 128 KiB for PushT.
 N_COMPANIONS = 1024
@@ -70,15 +69,6 @@ def keep_companions(policy: DiffusionPolicy, windows: ActionWindows, batch_size:
         policy.keep_companions(*policy.coupling_inputs(batch)[:2], batch_size)
 
 
-def trainer_config(cfg: DictConfig, n_windows: int) -> TrainerConfig:
-    """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
-    options = plain_settings(cfg.trainer)
-    if cfg.epochs is not None:
-        options["steps"] = max(1, int(cfg.epochs * (n_windows // options["batch_size"])))
-    options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
-    return TrainerConfig(**options)
-
-
 def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train, evaluate and summarise; returns what ``summary.json`` holds.
 
@@ -103,7 +93,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     _fit_coupling(coupling, policy, data.train)
     keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))
-    run_dir = _prepare_run_dir(run_dir, cfg.device)
+    run_dir = prepare_run_dir(run_dir, cfg.device)
     if os.environ.get("RANK", "0") == "0":
         write_json(run_dir / record.name, data.source)
 
@@ -176,15 +166,6 @@ def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWi
             parts.append(policy.coupling_inputs(batch)[:2])
         actions, observations = (torch.cat(part) for part in zip(*parts, strict=True))
         coupling.fit(actions * policy.objective.data_scale, observations)
-
-
-def _prepare_run_dir(run_dir: Path, device: str) -> Path:
-    """The main process' run folder, made by it alone: each process has named one after its own clock."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    state = PartialState(cpu=resolve_device(device) == "cpu") if together else None
-    if state is None or state.is_main_process:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return Path(broadcast_object_list([str(run_dir)])[0]) if together else run_dir
 
 
 def last_policy_folder(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from immiscible_policy.diffusion import build_objective
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.policy.encoders import build_encoder
 from immiscible_policy.policy.networks import build_network
-from immiscible_policy.policy_run import trainer_config
+from immiscible_policy.run_setup import trainer_config
 
 
 def choices(group: str) -> list[str]:
