@@ -15,7 +15,7 @@ from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
-from immiscible_policy.run_setup import plain_settings
+from immiscible_policy.run_setup import check_dataset, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
 IMAGE_TYPE = "pixels_agent_pos"
@@ -40,6 +40,7 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
 
     A resumed run goes on with the path that it began with, whatever has been downloaded since.
     """
+    check_dataset(cfg, "demonstrator", "demonstrations")
     dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
     generated = None
     if dataset.demonstrator is not None:

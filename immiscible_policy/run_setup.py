@@ -24,9 +24,26 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
     if cfg.epochs is not None:
-        options["steps"] = max(1, int(cfg.epochs * (n_data // (options["batch_size"] * options["gradient_accumulation"]))))
+        steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"])
+        options["steps"] = max(1, int(cfg.epochs * steps_per_epoch))
     options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
     return TrainerConfig(**options)
+
+
+def check_dataset(cfg: DictConfig, key: str, kind: str) -> None:
+    """Refuse the other kind of data: policies and images share the configuration group ``dataset``.
+
+    Args:
+        key: that the settings of the wanted kind have, and the others do not. kind: what they are called.
+
+    Raises:
+        ValueError: ``cfg.dataset`` lacks the key; names those that have it.
+    """
+    if key in cfg.dataset:
+        return
+    folder = Path(__file__).resolve().parents[1] / "configs" / "dataset"
+    suited = [path.stem for path in sorted(folder.glob("*.yaml")) if key in OmegaConf.load(path)]
+    raise ValueError(f"dataset: these settings are not of a set of {kind}; choose one of {', '.join(suited)}")
 
 
 def prepare_run_dir(run_dir: Path, device: str) -> Path:

@@ -41,8 +41,9 @@ def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
     states = np.random.default_rng(99).uniform(0.2, 0.6, len(STATES))
     run = folder / "run"
     run.mkdir(parents=True)
-    kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
-    (run / "summary.json").write_text(json.dumps({"coupling": "KNN(k=2)", "steps": 20, **dict.fromkeys(kept)}))
+    kept = ("versions", "training_seconds", "precision", "parameters", "demonstrations")
+    summary = {"coupling": "KNN(k=2)", "steps": 20, "command": f"python train.py to={run}", **dict.fromkeys(kept)}
+    (run / "summary.json").write_text(json.dumps(summary))
     for inference, gain in (("none", 0.0), ("warm", warm)):
         scores = states + offset + gain + rng.normal(0, 0.01, len(STATES))
         report = {
@@ -90,6 +91,7 @@ def test_every_episode_stands_in_the_table_once(path: Path) -> None:
         results.scores("max_coverage", kind="final", coupling="knn")
     assert results.levels("coupling") == ["none", "knn"]
     assert len(results.runs) == 6
+    assert results.runs[0]["command"] == "python train.py to=outputs/experiments/made up/cells/none-0/run"
 
 
 def test_differences_and_gains_are_those_put_in(path: Path) -> None:
