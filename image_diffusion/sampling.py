@@ -29,6 +29,15 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
+def save_pictures(images: Tensor, paths: Sequence[Path]) -> None:
+    """Write images (n, C, H, W) uint8 as PNG files, each atomically."""
+    for image, path in zip(images, paths, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        to_picture(image).save(temporary, format="PNG")
+        os.replace(temporary, path)
+
+
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     """Write images (n, C, H, W) uint8 as one PNG, small ones enlarged without smoothing.
 
@@ -88,7 +97,6 @@ def save_samples(
     }
     _note_settings(folder, settings)
     parts = folder / "parts" if format == "npz" else folder
-    parts.mkdir(parents=True, exist_ok=True)
     paths = [parts / f"{seed:08d}.png" for seed in seeds]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), desc="sample", unit="image", disable=not progress)
@@ -96,10 +104,7 @@ def save_samples(
         chosen = missing[start : start + batch_size]
         picked = None if labels is None else [labels[i] for i in chosen]
         images = model.sample([seeds[i] for i in chosen], labels=picked, **options)
-        for i, image in zip(chosen, images, strict=True):
-            temporary = paths[i].with_suffix(".tmp")
-            to_picture(image).save(temporary, format="PNG")
-            os.replace(temporary, paths[i])
+        save_pictures(images, [paths[i] for i in chosen])
         bar.update(len(chosen))
     bar.close()
     if format == "png":

@@ -182,3 +182,8 @@ def test_an_image_policy_meets_the_wrong_environment(store: Path, tmp_path: Path
     with pytest.raises(ValueError, match=r"has shape \{'pixels': \(96, 96, 3\).* was trained on \(5,\)"):
         evaluate_policy(policy, EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
     assert json.dumps(policy.task)
+
+
+def test_images_are_no_demonstrations() -> None:
+    with pytest.raises(ValueError, match="not of a set of demonstrations; choose one of auto, demonstrator, human"):
+        load_data(composed("dataset=digits"))

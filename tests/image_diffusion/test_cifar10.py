@@ -1,4 +1,4 @@
-"""CIFAR-10 from parquet files: what is read, and what is refused by name."""
+"""CIFAR-10 from parquet files: that what is read is CIFAR-10, and the normalisations."""
 
 import io
 import subprocess
@@ -15,6 +15,15 @@ from PIL import Image
 from image_diffusion.cifar10 import CLASSES, load_cifar10, normalized
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """Of the ``datasets`` library, thrown away afterwards."""
+    datasets = pytest.importorskip("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -63,17 +72,11 @@ def test_greyscale_images_become_three_channels(tmp_path):
     ("content", "message"),
     [
         (b"no parquet", r"train-0.parquet cannot be read as parquet"),
-        ({"img": [1], "lable": [0]}, r"must have columns img or image and label, it has \['img', 'lable'\]"),
-        ({"img": [], "label": []}, r"train-0.parquet holds no rows"),
-        ({"img": [{"bytes": b"x"}], "label": [10]}, r"labels must be integers 0 to 9"),
-        ({"img": [{"bytes": b"x"}], "label": [-1]}, r"labels must be integers 0 to 9"),
-        ({"img": [{"bytes": b"x"}], "label": [0.5]}, r"labels must be integers 0 to 9"),
-        ({"img": [{"bytes": b"x"}], "label": [0]}, r"train-0.parquet, row 0: not an image"),
-        ({"img": [{"path": "x.png"}], "label": [0]}, r"row 0: an image must be given by its bytes, got NoneType"),
-        (
-            {"img": [{"bytes": encoded(pictures(1)[0])}, {"bytes": encoded(pictures(1, size=28)[0])}], "label": [0, 1]},
-            r"train-0.parquet, row 1: images must be 32x32, got 28x28",
-        ),
+        ({"img": [{"bytes": b"x"}], "lable": [0]}, r"the columns of CIFAR-10 are img, lable"),
+        ({"img": [{"bytes": b"x"}], "label": [10]}, r"CIFAR-10, train row 0: .*labels must be 0 to 9"),
+        ({"img": [{"bytes": b"x"}], "label": [0.5]}, r"label_column='label' of CIFAR-10 must hold integers"),
+        ({"img": [{"bytes": b"x"}], "label": [0]}, r"CIFAR-10, train row 0: not an image"),
+        ({"img": [{"bytes": encoded(pictures(1, size=28)[0])}], "label": [0]}, r"images must be 32x32, got 28x28"),
     ],
 )
 def test_what_is_no_cifar10_is_named(tmp_path, content, message):
@@ -87,11 +90,8 @@ def test_what_is_no_cifar10_is_named(tmp_path, content, message):
 
 
 def test_an_empty_folder_is_answered_with_where_to_get_it(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"no CIFAR-10 at .*absent.*hf download uoft-cs/cifar10 --repo-type dataset"
-    ) as e:
+    with pytest.raises(ValueError, match=r"no CIFAR-10 at .*absent.*hf download uoft-cs/cifar10 --repo-type dataset"):
         load_cifar10(tmp_path / "absent")
-    assert "train-*.parquet" in str(e.value)
     with pytest.raises(ValueError, match=r"split must be 'train' or 'test', got 'valid'"):
         load_cifar10(tmp_path, "valid")
 

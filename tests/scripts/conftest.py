@@ -37,12 +37,12 @@ def run_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         module = load_script(name)
         try:
-            if name == "train_policy":
+            if name in ("train_policy", "train_image"):
                 sys.argv = cli.point_hydra_at_resumed_run(sys.argv)
-            if name in ("train_policy", "eval_policy"):
+            if name in ("train_policy", "eval_policy", "train_image"):
                 cli.run(module.main, name)
             else:
-                module.main()
+                return int(module.main() or 0)
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0

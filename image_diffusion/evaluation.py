@@ -1,0 +1,203 @@
+"""Evaluation of image models: which features, which images, which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from image_diffusion.data import ImageDataset
+from image_diffusion.metrics import (
+    METRICS,
+    ClipExtractor,
+    DigitsCnn,
+    EfficientNetLite0,
+    FeatureExtractor,
+    Inception,
+    Measurement,
+    Pixels,
+    RandomConv,
+    ReferenceStatistics,
+    evaluate_features,
+    reference_statistics,
+)
+from image_diffusion.model import ImageModel, sample_in_batches
+
+EXTRACTORS = ("auto", "inception", "efficientnet-lite0", "digits-cnn", "clip", "pixels", "random-conv")
+_PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}
+
+
+@dataclass(frozen=True)
+class ImageEvaluation:
+    """Settings of an evaluation; two models are comparable only if these are equal.
+
+    Args:
+        metrics: of ``metrics.METRICS``.
+        n_samples: images that the model draws.
+        extractor: auto takes digits-cnn for grey images of 8x8 and efficientnet-lite0 otherwise | inception, with which
+            published distances are measured | efficientnet-lite0 | digits-cnn | clip | pixels | random-conv.
+        weights: path of the extractor's weights, for inception and clip (a folder).
+        seed: of the first image; the others follow.
+        num_inference_steps: network calls an image; None takes the model's own.
+        guidance_scale: of classifier-free guidance.
+        max_features: metrics of pairs look at so many images at most.
+        batch_size: images at once.
+    """
+
+    metrics: tuple[str, ...] = ("fd",)
+    n_samples: int = 2_000
+    extractor: str = "auto"
+    weights: str | None = None
+    seed: int = 1_000_000
+    num_inference_steps: int | None = None
+    guidance_scale: float = 1.0
+    max_features: int | None = 10_000
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown or not self.metrics:
+            raise ValueError(f"metrics={list(self.metrics)}: choose some of {', '.join(METRICS)}")
+        if self.extractor not in EXTRACTORS:
+            raise ValueError(f"extractor={self.extractor!r}: choose one of {', '.join(EXTRACTORS)}")
+        for name in ("n_samples", "batch_size"):
+            least = 2 if name == "n_samples" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+
+
+def build_extractor(config: ImageEvaluation, image_size: int, channels: int, device: str = "cpu") -> FeatureExtractor:
+    """The extractor of a configuration for images of this size.
+
+    Raises:
+        ValueError: weights are missing. ImportError: a package is.
+    """
+    name = config.extractor
+    if name == "auto":
+        name = "digits-cnn" if (image_size, channels) == (8, 1) else "efficientnet-lite0"
+    if name == "inception":
+        return Inception(config.weights, device=device)
+    if name == "clip":
+        if config.weights is None:
+            raise ValueError("extractor=clip needs weights, a folder with a CLIP model: evaluation.weights=...")
+        return ClipExtractor(config.weights, device=device)
+    if name == "efficientnet-lite0":
+        return EfficientNetLite0(device=device)
+    if name == "digits-cnn":
+        return DigitsCnn(config.weights, device=device)
+    if name == "random-conv":
+        return RandomConv(channels, device=device)
+    return Pixels((channels, image_size, image_size))
+
+
+def batches_of(data: ImageDataset, batch_size: int = 250) -> Iterator[Tensor]:
+    """All images of a data set, (n, C, H, W) uint8 on the CPU."""
+    for part in torch.arange(len(data)).split(batch_size):
+        yield data.batch(part.to(data.device))["image"].cpu()
+
+
+def data_reference(
+    data: ImageDataset, extractor: FeatureExtractor, config: ImageEvaluation, progress: bool = True
+) -> ReferenceStatistics:
+    """What an evaluation knows of the data."""
+    source = f"{data.source['name']} {data.source['split']} ({data.source['n']} of {data.image_size}x{data.image_size})"
+    return reference_statistics(
+        batches_of(data),
+        extractor,
+        source,
+        floor="fd_floor" in config.metrics,
+        keep_features=bool(_PAIRS & set(config.metrics)),
+        max_features=config.max_features,
+        progress=progress,
+    )
+
+
+def evaluate_model(
+    model: ImageModel,
+    reference: ReferenceStatistics,
+    extractor: FeatureExtractor,
+    config: ImageEvaluation,
+    record: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Measurement]:
+    """Draw images and measure them.
+
+    Args:
+        record: more for the numbers' record, beside the sampler's settings.
+
+    Returns:
+        Measurements by the names under which they may be quoted.
+    """
+    steps = config.num_inference_steps or model.num_inference_steps
+    drawn = sample_in_batches(
+        model,
+        range(config.seed, config.seed + config.n_samples),
+        config.batch_size,
+        num_inference_steps=steps,
+        guidance_scale=config.guidance_scale,
+    )
+    settings = {
+        "sampler": model.objective.sampler,
+        "num_inference_steps": steps,
+        "seed": config.seed,
+        "guidance_scale": config.guidance_scale,
+        "weights": "exponential moving average",
+        "coupling": model.coupling,
+        **(record or {}),
+    }
+    return measure(drawn, reference, extractor, config, settings, progress)
+
+
+def measure(
+    images: Iterable[Tensor],
+    reference: ReferenceStatistics,
+    extractor: FeatureExtractor,
+    config: ImageEvaluation,
+    record: Mapping[str, Any],
+    progress: bool = True,
+) -> dict[str, Measurement]:
+    """Measure images, (n, C, H, W) uint8 batches, wherever they are from."""
+    return evaluate_features(
+        images, reference, extractor, config.metrics, record, max_features=config.max_features, progress=progress
+    )
+
+
+def measurement_table(measurements: Mapping[str, Measurement]) -> str:
+    """Measurements as aligned lines, with what a reader must know below."""
+    width = max(len(key) for key in measurements)
+    lines, notes = [], []
+    for key, measurement in measurements.items():
+        error = "" if measurement.standard_error is None else f" +- {measurement.standard_error:.4g} (standard error)"
+        lines.append(f"  {key:<{width}}  {measurement.value:.6g}{error}")
+        notes += [note for note in measurement.notes if note not in notes]
+    record = next(iter(measurements.values())).record
+    lines.append(f"  reference: {record.reference or 'as given'}")
+    return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
+
+
+def find_images(path: Path) -> Iterator[Tensor]:
+    """Images in an .npz file (``arr_0``, (n, H, W, C) uint8) or in a folder of pictures, in batches (n, C, H, W).
+
+    Raises:
+        ValueError: neither.
+    """
+    import numpy as np
+
+    from image_diffusion.data import ImageSource, load_images
+
+    if path.is_dir() and (path / "samples.npz").is_file():
+        path = path / "samples.npz"
+    if path.suffix == ".npz" and path.is_file():
+        with np.load(path) as content:
+            if "arr_0" not in content or content["arr_0"].ndim != 4:
+                raise ValueError(f"{path}: needs arr_0 of shape (n, H, W, C)")
+            yield from torch.from_numpy(content["arr_0"]).permute(0, 3, 1, 2).split(250)
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path}: neither a run, a model, a folder of pictures nor an .npz file")
+    yield from batches_of(load_images(ImageSource(path.name, format="folder", path=str(path))))

@@ -1,0 +1,145 @@
+"""An image training run from configuration to summary: data, model, coupling, training, evaluation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference, evaluate_model
+from image_diffusion.metrics import result_key, save_measurements
+from image_diffusion.model import ImageModel
+from image_diffusion.sampling import save_grid
+from immiscible_policy.coupling import Coupling
+from immiscible_policy.evaluation.validation import validation_losses
+from immiscible_policy.files import write_json
+from immiscible_policy.run_setup import check_dataset, plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.training import Trainer
+from immiscible_policy.training.precision import resolve_device
+
+# Images of a coupling's fit, which most couplings do not look at.
+FIT_IMAGES = 20_000
+
+
+def build_image_model(cfg: DictConfig, data: ImageDataset, coupling: Coupling | None = None) -> ImageModel:
+    """The model that ``cfg`` describes, freshly initialised. ``coupling`` is noted in its configuration.
+
+    Raises:
+        ValueError: settings that do not fit the data.
+    """
+    options = plain_settings(cfg.model)
+    conditional = options.pop("class_conditional")
+    if conditional and data.n_classes is None:
+        raise ValueError(f"model.class_conditional=true: {data.source['name']} has no classes")
+    if not conditional:
+        options["label_dropout"] = 0.0
+    return ImageModel(
+        data.image_size,
+        data.channels,
+        plain_settings(cfg.network),
+        plain_settings(cfg.objective),
+        n_classes=data.n_classes if conditional else None,
+        flip=data.flip,
+        coupling=None if coupling is None else str(coupling),
+        **options,
+    )
+
+
+def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, sample, evaluate and summarise; returns what ``summary.json`` holds.
+
+    A resumed run continues from its last checkpoint, or goes straight to the end if training had ended.
+    """
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    set_seed(cfg.seed)
+    coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
+    monitor = ImageEvaluation(**plain_settings(cfg.monitor))
+    final = ImageEvaluation(**plain_settings(cfg.evaluation))
+    if "fd" not in monitor.metrics:
+        raise ValueError(f"monitor.metrics={list(monitor.metrics)}: must contain fd, by which the best model is kept")
+    main = os.environ.get("RANK", "0") == "0"
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    check_dataset(cfg, "format", "images")
+    source = ImageSource.from_config(plain_settings(cfg.dataset))
+    data = load_images(source)
+    model = build_image_model(cfg, data, coupling)
+    if main and coupling.caveat is not None:
+        print(f"coupling: {coupling}; {coupling.caveat}")
+    _fit_coupling(coupling, model, data)
+    config = trainer_config(cfg, len(data))
+    run_dir = prepare_run_dir(run_dir, cfg.device)
+    data.to(resolve_device(cfg.device))
+    seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
+    extractor = build_extractor(monitor, data.image_size, data.channels, str(data.device))
+    reference = data_reference(data, extractor, monitor, progress=False) if main else None
+
+    def evaluate(averaged: ImageModel, step: int) -> Mapping[str, float]:
+        save_grid(averaged.sample(seeds), run_dir / "media" / f"samples_step={step:07d}.png")
+        assert reference is not None  # only the main process evaluates
+        found = evaluate_model(averaged, reference, extractor, monitor, progress=False)
+        return {f"evaluation/{key}": measurement.value for key, measurement in found.items()}
+
+    held_out = load_images(source.for_test()) if source.test_split is not None else None
+    validate = None
+    if held_out is not None:
+        validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=cfg.batch_size)
+    key = result_key("fd", extractor.name, monitor.n_samples, len(data), extractor.canonical)
+    trainer = Trainer(
+        model,
+        data,
+        coupling,
+        config,
+        run_dir,
+        validate=validate,
+        evaluate=evaluate,
+        headline=f"evaluation/{key}",
+        lower_is_better=True,
+    )
+    if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
+        trainer.resume()
+    trainer.fit()
+    if not trainer.accelerator.is_main_process:
+        return {}
+    averaged = trainer.averaged_model()
+    extractor = build_extractor(final, data.image_size, data.channels, str(data.device))
+    reference = data_reference(data, extractor, final)
+    measured = evaluate_model(averaged, reference, extractor, final, {"training_seed": cfg.seed, "step": trainer.step})
+    save_measurements(run_dir / "evaluation.json", measured)
+    summary = {
+        "coupling": str(coupling),
+        "seed": cfg.seed,
+        "data": data.source,
+        "steps": trainer.step,
+        "training_seconds": {"wall": trainer.seconds.wall, "cpu": trainer.seconds.cpu},
+        "num_threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("immiscible-policy", "torch", "diffusers", "numpy", "pillow")},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "final": {name: measurement.value for name, measurement in measured.items()},
+    }
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset) -> None:
+    """Show a coupling that asks for it (most do not) what it will pair."""
+    if type(coupling).fit is Coupling.fit:
+        return
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), FIT_IMAGES)).long().unique()
+    images = torch.cat([data.batch(part)["image"] for part in chosen.split(1024)])
+    labels = data.labels[chosen] if data.labels is not None else None
+    upright = images.float().div_(127.5).sub_(1.0)
+    coupling.fit(upright * model.objective.data_scale, labels)

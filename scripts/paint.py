@@ -1,0 +1,87 @@
+"""In- and out-painting with a trained image model: keep a part of each picture, paint the rest anew."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.model import ImageModel, last_model_folder, load_image_model
+from image_diffusion.painting import MASKS, build_mask, paint
+from image_diffusion.sampling import save_grid, save_pictures
+from immiscible_policy.run_setup import plain_settings
+from immiscible_policy.training.precision import resolve_device
+
+TEXT = """\
+examples:
+  python scripts/paint.py outputs/<date>/<time>_<name> --output painted                    the centre of 8 test pictures
+  python scripts/paint.py outputs/<date>/<time>_<name> --output painted --mask surroundings
+  python scripts/paint.py model/ --images my_pictures --mask mask.png --output painted     white is painted anew
+
+Pictures are those of --images, or the test split of the data that the run was trained on. What is kept is kept to the
+bit. <output>_grid.png shows a column a picture: as it was, what was kept, painted.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of this script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=TEXT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="a model folder, or a run folder (its last model is taken)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--images", type=Path, help="a folder of pictures (default: the run's own test split)")
+    parser.add_argument("--mask", default="centre", help=f"{', '.join(MASKS)} or a mask file (default: centre)")
+    parser.add_argument("--share", type=float, default=0.5, help="side of the centre, of the picture's (default: 0.5)")
+    parser.add_argument("-n", type=int, default=8, help="pictures, the first of them (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
+    parser.add_argument("--num-inference-steps", type=int, help="network calls a picture (default: the model's)")
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
+    return parser
+
+
+def load_pictures_for(model: ImageModel, run: Path, folder: Path | None) -> ImageDataset:
+    """Pictures of the model's size: of a folder, or of the run's test split."""
+    config = run / ".hydra" / "config.yaml"
+    if folder is not None:
+        source = ImageSource(
+            folder.name, format="folder", path=str(folder), image_size=model.image_size, channels=model.channels
+        )
+        return load_images(source)
+    if not config.is_file():
+        raise ValueError(f"--images: give a folder of pictures, since {run} is not a run folder that knows its data")
+    saved = OmegaConf.load(config)
+    assert isinstance(saved, DictConfig)
+    return load_images(ImageSource.from_config(plain_settings(saved.dataset)).for_test())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        model = load_image_model(last_model_folder(arguments.model), resolve_device(arguments.device))
+        mask = build_mask(arguments.mask, model.image_size, arguments.share)
+        data = load_pictures_for(model, arguments.model, arguments.images)
+        if not 1 <= arguments.n <= len(data):
+            raise ValueError(f"-n {arguments.n}: there are {len(data)} pictures; choose 1 to {len(data)}")
+        batch = data.batch(torch.arange(arguments.n))
+        seeds = range(arguments.seed, arguments.seed + arguments.n)
+        labels = batch["label"].tolist() if model.n_classes is not None and "label" in batch else None
+        painted = paint(model, batch["image"], mask, seeds, labels, arguments.num_inference_steps)
+        save_pictures(painted, [arguments.output / f"{seed:08d}.png" for seed in seeds])
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    kept = torch.where(mask, torch.tensor(128, dtype=torch.uint8), batch["image"])
+    grid = arguments.output.with_name(arguments.output.name + "_grid.png")
+    save_grid(torch.cat([batch["image"], kept, painted]), grid, columns=arguments.n)
+    print(f"pictures   {arguments.output}")
+    print(f"grid       {grid}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
