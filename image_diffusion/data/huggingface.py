@@ -75,7 +75,7 @@ def _load(source: ImageSource) -> Any:
         if source.path is None:
             return datasets.load_dataset(source.id, source.config_name, revision=source.revision)
         # A folder may well hold only some of the files that its README counts.
-        folder = str(Path(source.path).expanduser())
+        folder = str(Path(source.path).expanduser().resolve())  # "." would have no name
         return datasets.load_dataset(folder, source.config_name, verification_mode="no_checks")
     except MemoryError:
         raise

@@ -127,7 +127,8 @@ def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], in
         )
         # Whatever folder the experiment was run in: a published table names no place on somebody's machine.
         usual = f"outputs/experiments/{name}/cells/{folder.name}"
-        runs[-1]["command"] = runs[-1]["command"].replace(str(folder), usual)
+        for place in (folder.resolve(), folder):
+            runs[-1]["command"] = runs[-1]["command"].replace(str(place), usual)
         common = {**levels, "training_seed": seed}
         rows += [{**common, **row} for row in _final_rows(folder, summary["steps"])]
         rows += [{**common, **row} for row in _rollout_rows(folder / "run")]

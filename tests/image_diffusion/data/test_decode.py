@@ -15,7 +15,7 @@ from image_diffusion.data.source import RESIZE_FILTERS, CorruptImageError, Image
 SIZES = st.integers(1, 40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SIZES, SIZES)
 def test_the_centre_crop_is_the_largest_square_in_the_middle(width, height):
     left, upper, right, lower = crop_box(width, height, "center")
@@ -24,7 +24,7 @@ def test_the_centre_crop_is_the_largest_square_in_the_middle(width, height):
     assert 0 <= (height - lower) - upper <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SIZES, SIZES, SIZES)
 def test_a_crop_in_pixels(width, height, side):
     if side > min(width, height):
@@ -37,7 +37,7 @@ def test_a_crop_in_pixels(width, height, side):
     assert abs((height - lower) - upper) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SIZES, SIZES, SIZES, st.sampled_from(["center", None]), st.sampled_from(RESIZE_FILTERS), st.sampled_from([1, 3]))
 def test_decoding_is_what_pillow_does_step_by_step(width, height, size, crop, resize_filter, channels):
     pixels = np.random.default_rng(width * 41 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -105,6 +105,12 @@ def test_entries_without_bytes_are_files_or_missing(tmp_path, write_parquet, wri
     assert np.array_equal(data.images[0].permute(1, 2, 0).numpy(), pixels)
 
 
+def test_the_working_directory_is_a_folder_too(tmp_path, write_parquet, pictures, monkeypatch):
+    write_parquet(tmp_path / "train-0.parquet", {"image": pictures(2)[1]})
+    monkeypatch.chdir(tmp_path)
+    assert len(read(".")) == 2
+
+
 def test_the_commit_that_hf_download_notes_is_recorded(tmp_path, write_parquet, pictures):
     write_parquet(tmp_path / "data" / "train.parquet", {"image": pictures(1)[1]})
     assert read(tmp_path).source["revision"] is None
