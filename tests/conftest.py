@@ -1,10 +1,16 @@
 """What every test shares: one thread, no display, no network; recorded and made-up demonstrations."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What tests read or train must not end up among the user's own; removed at the end.
+os.environ["TEST_CACHE"] = tempfile.mkdtemp(prefix="immiscible_tests_")
+os.environ["HF_DATASETS_CACHE"] = os.environ["TEST_CACHE"] + "/datasets"
+os.environ["IMMISCIBLE_WEIGHTS"] = os.environ["TEST_CACHE"] + "/weights"
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +21,11 @@ import torch
 import zarr
 
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TEST_CACHE"], ignore_errors=True)
+
 
 DATASET_NAME = "pusht_cchi_v7_replay.zarr"
 

@@ -333,7 +333,7 @@ def test_a_resumed_run_goes_on_with_the_demonstrations_that_it_began_with(
     ("options", "message"),
     [
         (["dataset=human"], f"no demonstrations at {HUMAN}: get it with `python scripts/download_pusht.py`, point"),
-        (["dataset=humans"], "dataset=humans: choose one of auto, demonstrator, human"),
+        (["dataset=humans"], "dataset=humans: choose one of auto, celeba, cifar10, coco, demonstrator"),
         (["dataset=demonstrator", "dataset.demonstrator.n_episodes=0"], "n_episodes is 0; allowed: an integer"),
         (["dataset.demonstrator.seed=-1"], "seed is -1; allowed: an integer of at least 0"),
         (["dataset.demonstrator.episodes=3"], "unknown setting 'episodes' in dataset.demonstrator: choose one of"),
