@@ -36,8 +36,15 @@ class Turns:
             self.loop.step()
         self.finish()
         wall, busy = time.perf_counter() - started, self._processor_time() - busy
-        self._signal(signal.SIGSTOP)
+        self._rest()
         return wall / steps, busy / steps
+
+    def _rest(self) -> None:
+        """Stop the workers, and wait until they stand: a signal takes effect when its process is next scheduled."""
+        self._signal(signal.SIGSTOP)
+        resting = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        while any(psutil.Process(worker).status() not in resting for worker in self.loop.workers):
+            os.sched_yield()
 
     def _processor_time(self) -> float:
         spent = [psutil.Process(worker).cpu_times() for worker in self.loop.workers]

@@ -33,7 +33,7 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize(("preset", "policy"), itertools.product(choices("preset"), choices("policy")))
 def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) -> None:
     cfg = composed(f"preset={preset}", f"policy={policy}")
-    assert trainer_config(cfg, n_windows=10_500).steps >= 1
+    assert trainer_config(cfg, n_data=10_500).steps >= 1
     for part in ("rollout", "evaluation"):
         assert EvaluationConfig(**OmegaConf.to_container(cfg[part], resolve=True)).n_episodes >= 1  # type: ignore[arg-type]
     # Rollouts pick the best checkpoint, so the final evaluation must not share their initial states.
@@ -45,7 +45,7 @@ def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) ->
 
 def test_the_state_preset_of_the_paper_is_the_released_configuration() -> None:
     cfg = composed("preset=paper_state")
-    config = trainer_config(cfg, n_windows=10_500)
+    config = trainer_config(cfg, n_data=10_500)
     assert config.steps == 3000 * 41
     assert (config.batch_size, config.learning_rate, config.betas, config.weight_decay) == (
         256,
@@ -67,7 +67,7 @@ def test_the_state_preset_of_the_paper_is_the_released_configuration() -> None:
 
 def test_the_image_preset_of_the_paper_is_the_released_configuration() -> None:
     cfg = composed("preset=paper_image")
-    config = trainer_config(cfg, n_windows=165 * 64)
+    config = trainer_config(cfg, n_data=165 * 64)
     assert config.steps == 3050 * 165
     assert (config.batch_size, config.learning_rate, config.betas, config.weight_decay, config.warmup_steps) == (
         64,
