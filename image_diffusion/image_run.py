@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +84,10 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     data.to(resolve_device(cfg.device))
     seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
     extractor = build_extractor(monitor, data.image_size, data.channels, str(data.device))
-    reference = data_reference(data, extractor, monitor, progress=False) if main else None
+    # One pass over the data serves both evaluations where they look at the same features.
+    shared = all(getattr(monitor, name) == getattr(final, name) for name in ("extractor", "weights", "max_features"))
+    wanted = replace(monitor, metrics=(*monitor.metrics, *final.metrics)) if shared else monitor
+    reference = data_reference(data, extractor, wanted, progress=False) if main else None
 
     def evaluate(averaged: ImageModel, step: int) -> Mapping[str, float]:
         save_grid(averaged.sample(seeds), run_dir / "media" / f"samples_step={step:07d}.png")
@@ -113,8 +117,10 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if not trainer.accelerator.is_main_process:
         return {}
     averaged = trainer.averaged_model()
-    extractor = build_extractor(final, data.image_size, data.channels, str(data.device))
-    reference = data_reference(data, extractor, final)
+    if not shared:
+        extractor = build_extractor(final, data.image_size, data.channels, str(data.device))
+        reference = data_reference(data, extractor, final)
+    assert reference is not None
     measured = evaluate_model(averaged, reference, extractor, final, {"training_seed": cfg.seed, "step": trainer.step})
     save_measurements(run_dir / "evaluation.json", measured)
     summary = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from image_diffusion.networks import build_network
 from image_diffusion.pipelines import write_pipeline
 from immiscible_policy.coupling import Coupling
-from immiscible_policy.diffusion import build_objective
+from immiscible_policy.diffusion import build_objective, couple
 from immiscible_policy.training.checkpoint import saved_models
 
 CONFIG_NAME = "image_model.json"
@@ -97,21 +97,12 @@ class ImageModel(nn.Module):
         Args:
             batch: ``image`` (B, C, H, W) uint8, ``label`` (B,) int64 for conditional models, ``index`` (B,) places in
                 the data set (for couplings that remember samples; a flipped image shares its place).
-            coupling: draws the noise for the images. The one place where training noise comes from.
+            coupling: draws the noise for the images.
             generator: for flips, dropped labels, the coupling's and the objective's draws.
         """
         data = self.prepare(batch["image"], generator)
         labels = batch["label"] if self.n_classes is not None else None
-        time = None
-        if coupling.uses_time:  # otherwise the objective draws it, after the noise
-            time = self.objective.draw_time(len(data), data.device, generator)
-        noise = coupling(
-            data * self.objective.data_scale,  # as the noise will meet it
-            condition=labels,
-            generator=generator,
-            time=None if time is None else self.objective.diffusion_time(time),
-            indices=batch.get("index"),
-        )
+        noise, time = couple(self.objective, coupling, data, labels, generator=generator, indices=batch.get("index"))
         if labels is not None and self.label_dropout:
             dropped = torch.rand(len(labels), device=labels.device, generator=generator) < self.label_dropout
             labels = torch.where(dropped, self.n_classes, labels)  # type: ignore[arg-type]

@@ -136,3 +136,16 @@ def resumed_config(cfg: DictConfig) -> DictConfig:
         if given:
             OmegaConf.update(saved, key, cfg[key])
     return saved
+
+
+def begin_training(cfg: DictConfig) -> tuple[DictConfig, Path]:
+    """The configuration to train with, of the interrupted run where one is resumed, and the run folder; says both."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.resume is not None:
+        cfg = resumed_config(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"run folder {run_dir}", flush=True)
+        k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
+        if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):
+            print(f"note: this coupling has no k, so k={cfg.k} has no effect")
+    return cfg, run_dir

@@ -1,12 +1,9 @@
 """Train a diffusion policy under a noise coupling: python scripts/train_policy.py coupling=knn k=2"""
 
-import os
 import sys
-from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import metrics_table
@@ -16,16 +13,8 @@ from immiscible_policy.policy_run import last_policy_folder, train_policy
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_policy", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    resume = cfg.resume is not None
-    if resume:
-        cfg = cli.resumed_config(cfg)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"run folder {run_dir}", flush=True)
-        k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
-        if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):
-            print(f"note: this coupling has no k, so k={cfg.k} has no effect")
-    summary = train_policy(cfg, run_dir, resume)
+    cfg, run_dir = cli.begin_training(cfg)
+    summary = train_policy(cfg, run_dir, resume=cfg.resume is not None)
     if not summary:
         return
     print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")

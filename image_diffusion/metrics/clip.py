@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from image_diffusion.metrics.extractor import as_rgb, check_images, file_sha256
+from image_diffusion.metrics.extractor import as_rgb, check_images
 from image_diffusion.metrics.record import Measurement, MetricRecord, result_key
+from immiscible_policy.files import file_sha256
 
 
 class ClipExtractor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from image_diffusion.metrics.extractor import as_rgb, check_images, file_sha256
+from image_diffusion.metrics.extractor import as_rgb, check_images
+from immiscible_policy.files import file_sha256
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _SIZE = 224  # pixels, the resolution that it was trained at (75.1% top-1)

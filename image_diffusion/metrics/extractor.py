@@ -78,12 +78,6 @@ def weights_folder() -> Path:
     return Path(cache).expanduser() / "immiscible-policy" / "weights"
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def tensors_sha256(tensors: Iterable[Tensor]) -> str:
     """SHA-256 over the values of tensors, with their shapes, in the given order."""
     digest = hashlib.sha256()

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from image_diffusion.metrics.extractor import as_rgb, check_images, file_sha256, weights_folder
+from image_diffusion.metrics.extractor import as_rgb, check_images, weights_folder
 from immiscible_policy.data.download import DownloadError, download
+from immiscible_policy.files import file_sha256
 
 FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from immiscible_policy.files import finite, write_json
 
 # Published distances compare this many generated images, with a reference no smaller.
 CANONICAL_N = 50_000
@@ -79,22 +78,12 @@ def result_key(metric: str, extractor: str, n_generated: int, n_reference: int, 
 
 def as_json(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
     """Measurements as JSON holds them; NaN, which JSON lacks, is null."""
-    return {key: _without_nan(asdict(measurement)) for key, measurement in measurements.items()}
+    return {key: finite(asdict(measurement)) for key, measurement in measurements.items()}
 
 
 def save_measurements(path: str | Path, measurements: Mapping[str, Measurement]) -> Path:
     """Write measurements as JSON, atomically: readers see the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(as_json(measurements), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_json(path, as_json(measurements))
     return path
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -6,9 +6,19 @@ from typing import Any
 from immiscible_policy.diffusion.consistency import Consistency
 from immiscible_policy.diffusion.ddpm import DDPM
 from immiscible_policy.diffusion.flow_matching import FlowMatching
-from immiscible_policy.diffusion.objective import Hold, Network, Objective
+from immiscible_policy.diffusion.objective import Hold, Network, Objective, couple
 
-__all__ = ["DDPM", "OBJECTIVES", "Consistency", "FlowMatching", "Hold", "Network", "Objective", "build_objective"]
+__all__ = [
+    "DDPM",
+    "OBJECTIVES",
+    "Consistency",
+    "FlowMatching",
+    "Hold",
+    "Network",
+    "Objective",
+    "build_objective",
+    "couple",
+]
 
 OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM, "flow_matching": FlowMatching, "consistency": Consistency}
 

@@ -9,6 +9,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from immiscible_policy.coupling import Coupling
+
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``network(noisy, time, condition) -> prediction``: (B, ...), (B,), anything or None -> (B, ...)."""
 
@@ -129,6 +131,37 @@ class Objective(ABC):
                 f"state of {type(self).__name__} must be empty, since it has no memory; got the keys {sorted(state)} "
                 "(saved by another objective?)"
             )
+
+
+def couple(
+    objective: Objective,
+    coupling: Coupling,
+    data: Tensor,
+    condition: Tensor | None = None,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    indices: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The training noise of a batch, and its times where the coupling had to know them: what ``loss`` takes.
+
+    The one place where training noise comes from.
+
+    Args:
+        data: (B, ...) before ``data_scale``; the coupling sees it scaled, as the noise will meet it.
+        condition, mask, generator, indices: as in ``Coupling.__call__``.
+    """
+    time = None
+    if coupling.uses_time:  # otherwise the objective draws it, after the noise
+        time = objective.draw_time(len(data), data.device, generator)
+    noise = coupling(
+        data * objective.data_scale,
+        condition=condition,
+        mask=mask,
+        generator=generator,
+        time=None if time is None else objective.diffusion_time(time),
+        indices=indices,
+    )
+    return noise, time
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from immiscible_policy.coupling import Coupling
-from immiscible_policy.diffusion import build_objective
+from immiscible_policy.diffusion import build_objective, couple
 from immiscible_policy.policy.encoders import build_encoder
 from immiscible_policy.policy.networks import build_network
 from immiscible_policy.policy.normalizer import MinMaxNormalizer
@@ -181,22 +181,12 @@ class DiffusionPolicy(
                 own units, ``action_is_pad`` (B, horizon) bool (used if ``mask_padding``), ``index`` (B,) places in
                 the data set (for couplings that remember samples). With an encoder ``observation.pixels`` and
                 ``observation.agent_pos`` instead of ``observation``.
-            coupling: draws the noise for the normalised actions. The one place where training noise comes from.
+            coupling: draws the noise for the normalised actions.
             generator: for the draws of crops, of the coupling and of the objective.
         """
         data, seen, mask = self.coupling_inputs(batch)
         condition = seen if self.encoder is None else self.encode(self._observation(batch), generator=generator)
-        time = None
-        if coupling.uses_time:  # otherwise the objective draws it, after the noise
-            time = self.objective.draw_time(len(data), data.device, generator)
-        noise = coupling(
-            data * self.objective.data_scale,  # as the noise will meet it
-            condition=seen,
-            mask=mask,
-            generator=generator,
-            time=None if time is None else self.objective.diffusion_time(time),
-            indices=batch.get("index"),
-        )
+        noise, time = couple(self.objective, coupling, data, seen, mask, generator, batch.get("index"))
         return self.objective.loss(
             self.network, data, noise, condition=condition, mask=mask, generator=generator, time=time
         )

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.torch import save
 from torch import nn
 
+from immiscible_policy.files import file_sha256
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
 from immiscible_policy.policy.exportable import example_inputs, predict
@@ -73,7 +74,7 @@ def describe(
         "task": policy.task,
         "coupling": policy.coupling,
         "source": None if source is None else _source_name(source.resolve()),
-        "sha256": {"weights": _weights_hash(policy), FILES[format]: _file_hash(folder / FILES[format])},
+        "sha256": {"weights": _weights_hash(policy), FILES[format]: file_sha256(folder / FILES[format])},
         "versions": _versions(format),
     }
     (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -105,11 +106,6 @@ def _weights_hash(policy: DiffusionPolicy) -> str:
     """That of the ``model.safetensors`` which ``save_pretrained`` writes."""
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     return hashlib.sha256(save(weights)).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions(format: str) -> dict[str, str]:

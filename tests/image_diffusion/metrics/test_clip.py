@@ -8,7 +8,8 @@ import torch
 from image_diffusion.metrics.clip import ClipExtractor, ClipScorer, clip_score
 from image_diffusion.metrics.cmmd import cmmd
 from image_diffusion.metrics.evaluate import evaluate_features
-from image_diffusion.metrics.extractor import FeatureExtractor, file_sha256
+from image_diffusion.metrics.extractor import FeatureExtractor
+from immiscible_policy.files import file_sha256
 
 IMAGES = torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from image_diffusion.metrics.extractor import as_rgb, check_images, file_sha256, tensors_sha256, weights_folder
+from image_diffusion.metrics.extractor import as_rgb, check_images, tensors_sha256, weights_folder
+from immiscible_policy.files import file_sha256
 
 
 def test_uint8_batches_of_allowed_channels_pass():
