@@ -8,7 +8,6 @@ moment, by any number of processes on one machine or on several that share the f
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,14 +19,12 @@ from immiscible_policy.evaluation.results import collect_results
 from immiscible_policy.experiment_cell import (
     SETTINGS,
     Cell,
-    check_overrides,
     evaluate_cell,
     evaluation_name,
-    locked,
     measure_cell,
-    train_cell,
 )
 from immiscible_policy.files import write_json
+from immiscible_policy.grid_run import is_locked, locked
 
 # Settings of an evaluation that may be lists, one evaluation for each combination.
 VARIED = ("num_inference_steps", "inference_coupling", "selection", "first_chunk", "known_only")
@@ -102,14 +99,7 @@ class Experiment:
 
     def cells(self, folder: Path) -> list[Cell]:
         """All cells, the first seed of all combinations first: an experiment that is stopped early is a whole one."""
-        cells = []
-        for seed in self.seeds:
-            for levels in itertools.product(*(self.factors[name] for name in self.factors)):
-                named = dict(zip(self.factors, levels, strict=True))
-                overrides = [o for name, level in named.items() for o in self.factors[name][level]]
-                path = folder / "cells" / ("-".join(levels) + f"-seed{seed}")
-                cells.append(Cell(path, named, seed, (*self.train, *overrides, f"seed={seed}")))
-        return cells
+        return Cell.grid(folder, self.factors, self.seeds, self.train)
 
 
 def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
@@ -165,10 +155,10 @@ def work_off(
                 progress.elsewhere += 1
                 continue
             try:
-                check_overrides(cell)
+                cell.check_overrides()
                 if not cell.is_trained:
                     announce(f"{title}: training")
-                    train_cell(cell, device, lock)
+                    cell.train(device, lock)
                     progress.trained += 1
                 for config in cell.missing(experiment.evaluation_configs(cell)):
                     announce(f"{title}: {evaluation_name(config)}")
@@ -177,7 +167,7 @@ def work_off(
                 for name in experiment.missing_measurements(cell):
                     announce(f"{title}: {name}")
                     measure_cell(cell, name, experiment.measurements[name], device)
-            except (ValueError, OSError, subprocess.CalledProcessError) as error:
+            except (ValueError, OSError) as error:
                 progress.failed.append(cell.folder.name)
                 announce(f"{title}: failed: {error}")
     return progress
@@ -188,14 +178,9 @@ def status(experiment: Experiment, folder: Path) -> str:
     cells = experiment.cells(folder)
     trained = sum(cell.is_trained for cell in cells)
     missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in cells)
-    running = [cell.folder.name for cell in cells if cell.folder.is_dir() and _is_locked(cell.folder)]
+    running = [cell.folder.name for cell in cells if is_locked(cell.folder)]
     line = f"{experiment.name}: {trained} of {len(cells)} trained, {missing} evaluations missing"
     return line + (f", now working on {', '.join(running)}" if running else "")
-
-
-def _is_locked(folder: Path) -> bool:
-    with locked(folder) as lock:
-        return lock is None
 
 
 def is_done(experiment: Experiment, cell: Cell) -> bool:

@@ -1,19 +1,13 @@
 """A cell of an experiment: one training run, its evaluations and what else is measured of its policy.
 
 It is a folder of its own, with the run in ``run/``, one file for each evaluation in ``evaluations/`` and one for each
-measurement. A process takes a cell by locking it, which the system undoes when the process ends in whatever way.
+measurement.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +22,15 @@ from immiscible_policy.evaluation.modes_rollout import roll_policy
 from immiscible_policy.evaluation.prior_gap import measure_prior_gap
 from immiscible_policy.evaluation.results import write_evaluation
 from immiscible_policy.files import write_json
+from immiscible_policy.grid_run import GridRun
 from immiscible_policy.policy import DiffusionPolicy, load_policy
 from immiscible_policy.policy_data import load_data
 from immiscible_policy.policy_run import last_policy_folder
 from immiscible_policy.training.precision import resolve_device, resolve_precision
 
-TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_policy.py"
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One training run of an experiment, and its evaluations.
-
-    Args:
-        folder: everything of the cell.
-        levels: factor -> level.
-        seed: training seed.
-        overrides: of ``train_policy.py``.
-    """
-
-    folder: Path
-    levels: Mapping[str, str]
-    seed: int
-    overrides: tuple[str, ...] = field(default=())
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def is_trained(self) -> bool:
-        return (self.run_dir / "summary.json").is_file()
+class Cell(GridRun):
+    """One training run of an experiment, and its evaluations."""
 
     def evaluation_file(self, config: EvaluationConfig) -> Path:
         return self.folder / "evaluations" / f"{evaluation_name(config)}.parquet"
@@ -140,52 +112,3 @@ SETTINGS = {
     "modes": ("n_starts", "n_repeats", "num_inference_steps"),
     "prior_gap": ("n_windows", "n_samples", "num_inference_steps"),
 }
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the folder's lock, a file descriptor; None where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def check_overrides(cell: Cell) -> None:
-    """Refuse a folder that was made with other settings: its results would stand in the wrong row."""
-    record, content = cell.folder / "cell.json", {"levels": dict(cell.levels), "overrides": list(cell.overrides)}
-    if not record.is_file():
-        write_json(record, content)
-        return
-    before = json.loads(record.read_text())
-    if before["overrides"] != content["overrides"]:
-        raise ValueError(
-            f"{cell.folder} was trained with {' '.join(before['overrides'])}, the experiment now says "
-            f"{' '.join(cell.overrides)}: take another folder, or remove this one"
-        )
-
-
-def train_cell(cell: Cell, device: str, lock: int) -> None:
-    """Train in a process of its own, which keeps the cell locked even if this one is killed."""
-    begun = (cell.run_dir / ".hydra" / "config.yaml").is_file()
-    arguments = [f"resume={cell.run_dir}"] if begun else [*cell.overrides, f"hydra.run.dir={cell.run_dir}"]
-    with open(cell.folder / "train.log", "ab") as log:
-        result = subprocess.run(
-            [sys.executable, os.path.relpath(TRAIN_SCRIPT), *arguments, f"device={device}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock,),
-            check=False,
-        )
-    if result.returncode != 0:
-        last = (cell.folder / "train.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise ValueError(
-            f"training ended with code {result.returncode}: {' '.join(last)} ({cell.folder / 'train.log'})"
-        )

@@ -14,7 +14,8 @@ import pytest
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.evaluation.results_report import write_tables
-from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, locked, status, work_off
+from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, status, work_off
+from immiscible_policy.grid_run import locked
 from immiscible_policy.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]

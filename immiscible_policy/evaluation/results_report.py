@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms,
 from immiscible_policy.evaluation.results import Results, load_results
 from immiscible_policy.evaluation.results_figure import coverage_by_steps, coverage_while_training
 from immiscible_policy.evaluation.statistics import RULES
+from immiscible_policy.evaluation.table_files import write_table
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t
-from immiscible_policy.files import write_json
 
 NOTE = (
     "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
@@ -71,7 +70,7 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
         notes = (NOTE, GAIN_NOTE, RULE_NOTE, MODE_NOTE, GAP_NOTE)
         for (name, (rows, content)), note in zip(tables.items(), notes, strict=True):
             if len(rows) > 1:
-                written += _write_table(folder / "tables", name, rows, content, note)
+                written += write_table(folder / "tables", name, rows, content, note)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for draw, name in ((coverage_while_training, "training"), (coverage_by_steps, "sampling_steps")):
             path = folder / "figures" / f"{name}-{stem}.png"
@@ -283,27 +282,3 @@ def _p(interval: TInterval | None) -> str:
 
 def _probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _write_table(folder: Path, name: str, rows: Sequence[Sequence[str]], content: list[dict], note: str) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in ("md", "tex", "json")]
-    paths[0].write_text(markdown(rows) + f"\n{note}\n")
-    paths[1].write_text(latex(rows))
-    write_json(paths[2], {"note": note, "rows": json.loads(json.dumps(content))})
-    return paths
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the header, as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
-
-
-def latex(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the header, as a booktabs tabular."""
-    escape = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"})
-    lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in rows]
-    head, body = lines[0], "\n".join(lines[1:])
-    columns = "l" * len(rows[0])
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"

@@ -13,8 +13,6 @@ from immiscible_policy.evaluation.results_report import (
     coverage_rows,
     gain_rows,
     gap_rows,
-    latex,
-    markdown,
     mode_rows,
     rules_rows,
     training_curves,
@@ -175,9 +173,3 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_text("not parquet")
     with pytest.raises(ValueError, match="not the results of an experiment"):
         load_results(tmp_path / "results.parquet")
-
-
-def test_text_forms() -> None:
-    rows = [["a_b", "50%"], ["1", "2"]]
-    assert markdown(rows) == "| a_b | 50% |\n|---|---|\n| 1 | 2 |\n"
-    assert "a\\_b & 50\\% \\\\" in latex(rows)

@@ -1,0 +1,138 @@
+"""A training run of a grid: a folder that processes lock, and whose training continues where it was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from immiscible_policy.files import write_json
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One training run, in ``run/`` of a folder of its own.
+
+    Args:
+        folder: everything of the run.
+        levels: factor -> level.
+        seed: training seed.
+        overrides: of the training script.
+
+    Attributes:
+        script: the training script, in ``scripts/``.
+    """
+
+    folder: Path
+    levels: Mapping[str, str]
+    seed: int
+    overrides: tuple[str, ...] = ()
+
+    script: ClassVar[str] = "train_policy.py"
+
+    @classmethod
+    def grid(
+        cls,
+        folder: Path,
+        factors: Mapping[str, Mapping[str, Sequence[str]]],
+        seeds: Sequence[int],
+        train: Sequence[str],
+    ) -> list[Self]:
+        """All combinations of the factors' levels, with the first seed first: stopped early it is a whole grid.
+
+        Args:
+            folder: the runs' folders lie in its ``cells/``.
+            factors: name of a factor -> name of a level -> its overrides.
+            train: overrides that all runs share.
+        """
+        runs = []
+        for seed in seeds:
+            for levels in itertools.product(*factors.values()):
+                named = dict(zip(factors, levels, strict=True))
+                overrides = [o for name, level in named.items() for o in factors[name][level]]
+                path = folder / "cells" / ("-".join(levels) + f"-seed{seed}")
+                runs.append(cls(path, named, seed, (*train, *overrides, f"seed={seed}")))
+        return runs
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.run_dir / "summary.json").is_file()
+
+    def check_overrides(self) -> None:
+        """Refuse a folder that was made with other settings: its results would stand in the wrong row."""
+        record, content = self.folder / "cell.json", {"levels": dict(self.levels), "overrides": list(self.overrides)}
+        if not record.is_file():
+            write_json(record, content)
+            return
+        before = json.loads(record.read_text())
+        if before["overrides"] != content["overrides"]:
+            raise ValueError(
+                f"{self.folder} was trained with {' '.join(before['overrides'])}, the experiment now says "
+                f"{' '.join(self.overrides)}: take another folder, or remove this one"
+            )
+
+    def train(self, device: str, lock: int) -> None:
+        """Train in a process of its own, which keeps the folder locked even if this one is killed.
+
+        Args:
+            device: auto | cpu | cuda.
+            lock: as ``locked`` gives it.
+
+        Raises:
+            ValueError: training failed; says how, and where its log is.
+        """
+        begun = (self.run_dir / ".hydra" / "config.yaml").is_file()
+        arguments = [f"resume={self.run_dir}"] if begun else [*self.overrides, f"hydra.run.dir={self.run_dir}"]
+        log_path = self.folder / "train.log"
+        with open(log_path, "ab") as log:
+            result = subprocess.run(
+                [sys.executable, os.path.relpath(SCRIPTS / self.script), *arguments, f"device={device}"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+                check=False,
+            )
+        if result.returncode != 0:
+            last = log_path.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ValueError(f"training ended with code {result.returncode}: {' '.join(last)} ({log_path})")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold the folder's lock, a file descriptor; None where another process holds it.
+
+    The system undoes it when the process ends in whatever way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in the folder."""
+    if not folder.is_dir():
+        return False
+    with locked(folder) as lock:
+        return lock is None
