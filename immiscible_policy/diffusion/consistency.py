@@ -25,14 +25,16 @@ from immiscible_policy.diffusion.objective import (
     initial_noise,
     per_sample,
 )
+from immiscible_policy.diffusion.perceptual import perceptual_distance
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""``distance(student, teacher) -> (B,)`` of two tensors (B, ...); a LPIPS, say."""
+"""``distance(student, teacher) -> (B,)`` of two tensors (B, ...)."""
 
 SCHEDULES = ("ict", "cm")
 TIME_SAMPLINGS = ("lognormal", "uniform")
 WEIGHTINGS = ("inverse_step", "uniform")
-DISTANCES = ("pseudo_huber", "l2")
+DISTANCES = ("pseudo_huber", "l2", "lpips")
+NETWORK_TIME_SCALE = 250.0
 
 
 @dataclass
@@ -65,7 +67,8 @@ class Consistency(Objective):
             them (iCT, section 3.5) | uniform.
         weighting: inverse_step: 1 / (difference of the two levels) (iCT, section 3.1) | uniform.
         distance: pseudo_huber: sqrt(mean square + huber_c^2) - huber_c, iCT's (section 3.3) over sqrt(entries), so that
-            gradient clipping means the same for data of any size | l2: mean square | a function (see ``Distance``).
+            gradient clipping means the same for data of any size | l2: mean square | lpips: of images, CM's (an
+            optional extra, see ``perceptual``) | a function (see ``Distance``).
         sigma_min, sigma_max, rho: the levels, spaced as in Karras et al. (2022), equation 5.
         sigma_data: the standard deviation of the data, before ``data_scale``.
         clip_sample: clip every denoised estimate to the data's range [-1, 1] (times ``data_scale``) while sampling.
@@ -187,12 +190,32 @@ class Consistency(Objective):
             sigma: (B,) noise levels.
         """
         noisy, sigma = noisy.float(), sigma.float()
+        root = self._input_scale(sigma, noisy)
+        prediction = network(noisy / root, NETWORK_TIME_SCALE * sigma.log(), condition)
+        return self._denoised(prediction, noisy, sigma)
+
+    def _input_scale(self, sigma: Tensor, like: Tensor) -> Tensor:
+        """1 / c_in (Karras et al., 2022, table 1), in a shape that broadcasts against ``like``."""
+        return (per_sample(sigma, like).square() + (self.sigma_data * self.data_scale) ** 2).sqrt()
+
+    def _denoised(self, prediction: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
         s, sigma_data = per_sample(sigma, noisy), self.sigma_data * self.data_scale
-        root = (s.square() + sigma_data**2).sqrt()
         c_skip = sigma_data**2 / ((s - self.sigma_min).square() + sigma_data**2)
-        c_out = (s - self.sigma_min) * sigma_data / root
-        prediction = network(noisy / root, 250 * sigma.log(), condition)
+        c_out = (s - self.sigma_min) * sigma_data / self._input_scale(sigma, noisy)
         return c_skip * noisy + c_out * prediction.float()
+
+    def predict_data(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """See ``Objective.predict_data``; the network's input is scaled by 1 / sqrt(sigma^2 + sigma_data^2)."""
+        sigma = (time.float() / NETWORK_TIME_SCALE).exp()
+        unscaled = noisy.float() * self._input_scale(sigma, noisy)
+        return self._denoised(prediction, unscaled, sigma) / self.data_scale
+
+    def predict_noise(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """See ``Objective.predict_noise``: what is left of the input without the predicted data, over sigma."""
+        sigma = (time.float() / NETWORK_TIME_SCALE).exp()
+        unscaled = noisy.float() * self._input_scale(sigma, noisy)
+        data = self._denoised(prediction, unscaled, sigma)
+        return (unscaled - data) / per_sample(sigma, noisy)
 
     def loss(
         self,
@@ -228,6 +251,8 @@ class Consistency(Objective):
             estimate = torch.where(mask, estimate, target)
         if callable(self.distance):
             return self.distance(estimate, target)
+        if self.distance == "lpips":
+            return perceptual_distance(estimate / self.data_scale, target / self.data_scale)
         count = target[0].numel() if mask is None else mask.expand_as(target).flatten(1).sum(1).clamp_min(1)
         square = (estimate - target).square().flatten(1).sum(1) / count
         if self.distance == "l2":

@@ -5,14 +5,22 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
-from immiscible_policy.diffusion.objective import Hold, Network, Objective, check_choice, initial_noise, masked_mean
+from immiscible_policy.diffusion.objective import (
+    Hold,
+    Network,
+    Objective,
+    check_choice,
+    initial_noise,
+    masked_mean,
+    per_sample,
+)
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SAMPLERS = ("ddim", "ddpm")
+SAMPLERS = ("ddim", "ddpm", "pndm")
 TIMESTEP_SPACINGS = ("trailing", "leading", "linspace")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
@@ -25,13 +33,16 @@ class DDPM(Objective):
         num_train_timesteps: diffusion steps T; t is uniform on 0..T-1.
         beta_schedule: linear | scaled_linear | squaredcos_cap_v2, from ``beta_start`` to ``beta_end``.
         prediction_type: epsilon | sample | v_prediction.
-        sampler: ddim (deterministic, few steps) | ddpm (ancestral).
+        sampler: ddim (deterministic, few steps) | ddpm (ancestral) | pndm (deterministic; Liu et al., 2022, the linear
+            multistep kind, Stable Diffusion's own: S steps take S + 1 network calls; it clips nothing).
         timestep_spacing: which S of the T steps a sampler visits (Lin et al., 2024, table 2): trailing: T - 1 and down
             in strides of T / S | leading: 0 and up in strides of T // S, DDIM's linear selection, which with few steps
             begins well below pure noise | linspace: both ends.
         variance_type: fixed_small | fixed_large, of the ancestral sampler's noise (Ho et al., section 3.2).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
         data_scale: see ``Objective``.
+        steps_offset: added to the steps that leading spacing visits; Stable Diffusion's 1 visits step 1 in place of 0.
+        set_alpha_to_one: the last step of ddim and pndm ends at the data | False: at step 0, as in Stable Diffusion.
     """
 
     num_train_timesteps: int = 100
@@ -44,6 +55,8 @@ class DDPM(Objective):
     variance_type: str = "fixed_small"
     clip_sample: bool = True
     data_scale: float = 1.0
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
 
     def __post_init__(self) -> None:
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
@@ -51,6 +64,13 @@ class DDPM(Objective):
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
+        if self.steps_offset not in (0, 1):
+            raise ValueError(f"steps_offset={self.steps_offset}: choose 0 or 1")
+        if self.sampler == "pndm" and (self.clip_sample or self.prediction_type == "sample"):
+            raise ValueError(
+                f"sampler='pndm' needs clip_sample=False and prediction_type epsilon or v_prediction, got "
+                f"clip_sample={self.clip_sample} and prediction_type={self.prediction_type!r}"
+            )
         if self.num_train_timesteps < 1 or not self.data_scale > 0:
             raise ValueError(
                 f"num_train_timesteps={self.num_train_timesteps} and data_scale={self.data_scale} must be positive"
@@ -58,8 +78,8 @@ class DDPM(Objective):
 
     @property
     def max_steps(self) -> int:
-        """T: a sampler visits each step at most once."""
-        return self.num_train_timesteps
+        """T: a sampler visits each step at most once. With a ``steps_offset`` there is one less to visit."""
+        return self.num_train_timesteps - (self.steps_offset if self.timestep_spacing == "leading" else 0)
 
     @cached_property
     def scheduler(self) -> Any:
@@ -74,12 +94,17 @@ class DDPM(Objective):
             timestep_spacing=self.timestep_spacing,
             clip_sample=self.clip_sample,
             clip_sample_range=self.data_scale,
+            steps_offset=self.steps_offset,
         )
 
     def sampling_scheduler(self) -> Any:
-        """A new scheduler of the sampler: diffusers' DDIMScheduler or DDPMScheduler."""
-        kind = DDIMScheduler if self.sampler == "ddim" else DDPMScheduler
-        return kind.from_config(self.scheduler.config)
+        """A new scheduler of the sampler: diffusers' DDIMScheduler, DDPMScheduler or PNDMScheduler."""
+        config = self.scheduler.config
+        if self.sampler == "ddpm":
+            return DDPMScheduler.from_config(config)
+        if self.sampler == "pndm":
+            return PNDMScheduler.from_config(config, skip_prk_steps=True, set_alpha_to_one=self.set_alpha_to_one)
+        return DDIMScheduler.from_config(config, set_alpha_to_one=self.set_alpha_to_one)
 
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Steps to train on, (batch,) int64 uniform on 0..T-1."""
@@ -112,6 +137,33 @@ class DDPM(Objective):
             target = self.scheduler.get_velocity(data, noise, time)
         return masked_mean((prediction.float() - target.float()).square(), mask)
 
+    def predict_data(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """See ``Objective.predict_data``; of a predicted noise it is (x_t - sqrt(1 - abar) n) / sqrt(abar)."""
+        signal, sigma = self._signal_and_noise(time, noisy)
+        prediction, noisy = prediction.float(), noisy.float()
+        if self.prediction_type == "epsilon":
+            data = (noisy - sigma * prediction) / signal
+        elif self.prediction_type == "sample":
+            data = prediction
+        else:
+            data = signal * noisy - sigma * prediction
+        return data / self.data_scale
+
+    def predict_noise(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """See ``Objective.predict_noise``."""
+        signal, sigma = self._signal_and_noise(time, noisy)
+        prediction, noisy = prediction.float(), noisy.float()
+        if self.prediction_type == "epsilon":
+            return prediction
+        if self.prediction_type == "sample":
+            return (noisy - signal * prediction) / sigma
+        return signal * prediction + sigma * noisy
+
+    def _signal_and_noise(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t) in shapes that broadcast against ``like``."""
+        abar = per_sample(self.scheduler.alphas_cumprod.to(like.device)[time.long()], like)
+        return abar.sqrt(), (1 - abar).sqrt()
+
     @torch.no_grad()
     def sample(
         self,
@@ -124,18 +176,22 @@ class DDPM(Objective):
         noise: Tensor | None = None,
         hold: Hold | None = None,
     ) -> Tensor:
-        """Data of ``shape`` in ``steps`` network calls (default T); see ``Objective.sample``."""
-        steps = self.num_train_timesteps if steps is None else steps
+        """Data of ``shape`` in ``steps`` network calls (default all; pndm: one more); see ``Objective.sample``."""
+        steps = self.max_steps if steps is None else steps
         if not 1 <= steps <= self.max_steps:
-            raise ValueError(f"steps={steps}: sampling takes 1 to num_train_timesteps={self.num_train_timesteps} steps")
+            raise ValueError(
+                f"steps={steps}: sampling takes 1 to {self.max_steps} steps with "
+                f"num_train_timesteps={self.num_train_timesteps}"
+            )
         scheduler = self.sampling_scheduler()
         scheduler.set_timesteps(steps, device=device)
         sample = initial_noise(shape, generator, device, noise)
+        options = {} if self.sampler == "pndm" else {"generator": generator}
         for t in scheduler.timesteps:
             if hold is not None:
                 known = self.scheduler.add_noise(hold.data * self.data_scale, hold.noise, t.expand(1))
                 sample = hold.put(sample, known)
             prediction = network(sample, t.expand(shape[0]), condition)
-            sample = scheduler.step(prediction.float(), t, sample, generator=generator).prev_sample
+            sample = scheduler.step(prediction.float(), t, sample, **options).prev_sample
         sample = sample / self.data_scale
         return sample if hold is None else hold.put(sample, hold.data)

@@ -91,6 +91,16 @@ class FlowMatching(Objective):
         prediction = network((1 - s) * data + s * noise, NETWORK_TIME_SCALE * time, condition)
         return masked_mean((prediction.float() - (noise - data).float()).square(), mask)
 
+    def predict_data(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """The end of the straight path along the predicted velocity; see ``Objective.predict_data``."""
+        s = per_sample(time.float() / NETWORK_TIME_SCALE, noisy)
+        return (noisy.float() - s * prediction.float()) / self.data_scale
+
+    def predict_noise(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """The beginning of that path; see ``Objective.predict_noise``."""
+        s = per_sample(time.float() / NETWORK_TIME_SCALE, noisy)
+        return noisy.float() + (1 - s) * prediction.float()
+
     @torch.no_grad()
     def sample(
         self,

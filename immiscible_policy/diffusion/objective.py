@@ -109,6 +109,20 @@ class Objective(ABC):
             ValueError: ``steps`` is below 1 or above ``max_steps``.
         """
 
+    @abstractmethod
+    def predict_data(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """The clean data that a prediction stands for, (B, ...) float32, divided by ``data_scale`` and not clipped.
+
+        Args:
+            prediction: (B, ...) what the network returned.
+            noisy: (B, ...) and
+            time: (B,) what it was called with.
+        """
+
+    @abstractmethod
+    def predict_noise(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """The noise that a prediction stands for, (B, ...) float32, of the scale of N(0, I); see ``predict_data``."""
+
     def begin_step(self, network: nn.Module, step: int, total_steps: int) -> None:  # noqa: B027 - most need none
         """Learn where training is. A training loop calls this before each of its steps 1..total_steps.
 

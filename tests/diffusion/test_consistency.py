@@ -437,7 +437,7 @@ def test_a_checkpoint_taken_before_the_first_step_after_a_resume_still_has_the_t
         ({"schedule": "ct"}, "schedule='ct': choose one of ict, cm"),
         ({"time_sampling": "normal"}, "time_sampling='normal': choose one of lognormal, uniform"),
         ({"weighting": "snr"}, "weighting='snr'"),
-        ({"distance": "lpips"}, "distance='lpips': choose one of pseudo_huber, l2"),
+        ({"distance": "l1"}, "distance='l1': choose one of pseudo_huber, l2, lpips"),
         ({"sampler": "ddpm"}, "sampler='ddpm': choose one of multistep"),
         ({"sigma_min": 0.0}, "sigma_min=0.0: must be positive"),
         ({"sigma_min": 90.0}, "sigma_min=90.0 must be below sigma_max=80"),

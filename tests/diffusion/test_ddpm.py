@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from torch import Tensor
 
 from immiscible_policy.coupling import KNN
@@ -145,3 +146,47 @@ def test_the_ancestral_sampler_draws_the_variance_that_is_asked_for() -> None:
     beta, alphas_bar = float(scheduler.betas[5]), scheduler.alphas_cumprod
     small = beta * float((1 - alphas_bar[4]) / (1 - alphas_bar[5]))
     assert variances == {"fixed_small": pytest.approx(small), "fixed_large": pytest.approx(beta)}
+
+
+def test_pndm_is_stable_diffusions_sampler() -> None:
+    """One more call than steps, the steps that its pipeline visits, and no clipping."""
+    options = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    objective = DDPM(
+        **options, sampler="pndm", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    )
+    seen: list[int] = []
+
+    def network(noisy: torch.Tensor, time: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(int(time[0]))
+        return 0.1 * noisy
+
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    found = objective.sample(network, (2, 3), steps=4, noise=noise)
+    assert seen == [751, 501, 501, 251, 1]
+    scheduler = PNDMScheduler(**options, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+    scheduler.set_timesteps(4)
+    expected = noise
+    for t in scheduler.timesteps:
+        expected = scheduler.step(0.1 * expected, t, expected).prev_sample
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "pndm"}, "sampler='pndm' needs clip_sample=False"),
+        ({"sampler": "pndm", "clip_sample": False, "prediction_type": "sample"}, "prediction_type='sample'"),
+        ({"steps_offset": 2}, "steps_offset=2: choose 0 or 1"),
+    ],
+)
+def test_settings_that_stable_diffusion_cannot_have_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DDPM(**options)
+
+
+def test_an_offset_leaves_one_step_less() -> None:
+    objective = DDPM(num_train_timesteps=10, timestep_spacing="leading", steps_offset=1)
+    assert objective.max_steps == 9
+    assert objective.sample(lambda x, t, c: x, (1, 2)).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"steps=10: sampling takes 1 to 9 steps with num_train_timesteps=10"):
+        objective.sample(lambda x, t, c: x, (1, 2), steps=10)
