@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset
 from image_diffusion.metrics import (
     METRICS,
@@ -25,7 +26,7 @@ from image_diffusion.metrics import (
     evaluate_features,
     reference_statistics,
 )
-from image_diffusion.model import ImageModel, sample_in_batches
+from image_diffusion.model import sample_in_batches
 
 EXTRACTORS = ("auto", "inception", "efficientnet-lite0", "digits-cnn", "clip", "pixels", "random-conv")
 _PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}

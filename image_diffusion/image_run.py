@@ -16,10 +16,12 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference, evaluate_model
+from image_diffusion.latent_build import LatentParts, build_latent_model, load_parts, split_settings
 from image_diffusion.metrics import result_key, save_measurements
-from image_diffusion.model import ImageModel
+from image_diffusion.model import PixelModel
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.evaluation.validation import validation_losses
@@ -32,23 +34,33 @@ from immiscible_policy.training.precision import resolve_device
 FIT_IMAGES = 20_000
 
 
-def build_image_model(cfg: DictConfig, data: ImageDataset, coupling: Coupling | None = None) -> ImageModel:
-    """The model that ``cfg`` describes, freshly initialised. ``coupling`` is noted in its configuration.
+def build_image_model(
+    cfg: DictConfig, data: ImageDataset, coupling: Coupling | None = None, parts: LatentParts | None = None
+) -> ImageModel:
+    """The model that ``cfg`` describes, freshly initialised or pretrained.
+
+    Args:
+        coupling: noted in its configuration.
+        parts: of a latent model, where they are loaded already.
 
     Raises:
         ValueError: settings that do not fit the data.
     """
-    options = plain_settings(cfg.model)
+    options, latent = split_settings(plain_settings(cfg.model))
+    network, objective = plain_settings(cfg.network), plain_settings(cfg.objective)
+    if latent is not None:
+        parts = load_parts(latent) if parts is None else parts
+        return build_latent_model(latent, parts, options, network, objective, data, coupling)
     conditional = options.pop("class_conditional")
     if conditional and data.n_classes is None:
         raise ValueError(f"model.class_conditional=true: {data.source['name']} has no classes")
     if not conditional:
         options["label_dropout"] = 0.0
-    return ImageModel(
+    return PixelModel(
         data.image_size,
         data.channels,
-        plain_settings(cfg.network),
-        plain_settings(cfg.objective),
+        network,
+        objective,
         n_classes=data.n_classes if conditional else None,
         flip=data.flip,
         coupling=None if coupling is None else str(coupling),
@@ -74,14 +86,19 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     check_dataset(cfg, "format", "images")
     source = ImageSource.from_config(plain_settings(cfg.dataset))
+    _, latent = split_settings(plain_settings(cfg.model))
+    parts = None if latent is None else load_parts(latent)  # what is missing shows before data is read
     data = load_images(source)
-    model = build_image_model(cfg, data, coupling)
+    model = build_image_model(cfg, data, coupling, parts)
+    for evaluation in (monitor, final):
+        model.check_guidance(evaluation.guidance_scale)
     if main and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     _fit_coupling(coupling, model, data)
     config = trainer_config(cfg, len(data))
     run_dir = prepare_run_dir(run_dir, cfg.device)
-    data.to(resolve_device(cfg.device))
+    device = resolve_device(cfg.device)
+    data.to(device)
     seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
     extractor = build_extractor(monitor, data.image_size, data.channels, str(data.device))
     # One pass over the data serves both evaluations where they look at the same features.
@@ -90,19 +107,24 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     reference = data_reference(data, extractor, wanted, progress=False) if main else None
 
     def evaluate(averaged: ImageModel, step: int) -> Mapping[str, float]:
-        save_grid(averaged.sample(seeds), run_dir / "media" / f"samples_step={step:07d}.png")
+        save_grid(
+            averaged.sample(seeds, guidance_scale=monitor.guidance_scale),
+            run_dir / "media" / f"samples_step={step:07d}.png",
+        )
         assert reference is not None  # only the main process evaluates
         found = evaluate_model(averaged, reference, extractor, monitor, progress=False)
         return {f"evaluation/{key}": measurement.value for key, measurement in found.items()}
 
-    held_out = load_images(source.for_test()) if source.test_split is not None else None
+    memory_limit = cfg.dataset.memory_limit if latent is None or latent.cache_latents else 0.0
+    training_set = model.training_set(data, memory_limit, device)
     validate = None
-    if held_out is not None:
+    if source.test_split is not None:
+        held_out = model.training_set(load_images(source.for_test()), memory_limit, device)
         validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=cfg.batch_size)
     key = result_key("fd", extractor.name, monitor.n_samples, len(data), extractor.canonical)
     trainer = Trainer(
         model,
-        data,
+        training_set,
         coupling,
         config,
         run_dir,
@@ -145,7 +167,6 @@ def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset) -> 
     if type(coupling).fit is Coupling.fit:
         return
     chosen = torch.linspace(0, len(data) - 1, min(len(data), FIT_IMAGES)).long().unique()
-    images = torch.cat([data.batch(part)["image"] for part in chosen.split(1024)])
+    upright = torch.cat([model.encode(data.batch(part)["image"]) for part in chosen.split(1024)])
     labels = data.labels[chosen] if data.labels is not None else None
-    upright = images.float().div_(127.5).sub_(1.0)
     coupling.fit(upright * model.objective.data_scale, labels)

@@ -4,34 +4,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
+
+LATENT_SIZE = "image_size / (pixels of a latent)"
 
 
 class PixelUNet(nn.Module):
-    """``UNet2DModel`` as ``network(noisy, time, condition)``; the condition is class labels or None.
+    """``UNet2DModel`` as ``network(noisy, time, condition)``; the condition is class labels or None."""
 
-    Args:
-        settings: of ``UNet2DModel``.
-        zero_init: start the last convolution of every residual block, the attention's output and the output
-            convolution at zero, as the original DDPM does (Ho et al., 2020, released code) and diffusers does not: the
-            network then begins as a function that is zero everywhere.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], zero_init: bool = True) -> None:
+    def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
-        self.unet = UNet2DModel(**settings)
-        if zero_init:
-            zero_initialise(self.unet)
+        self.unet = unet
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         """noisy (B, C, H, W), time (B,), condition (B,) int64 labels or None -> (B, C, H, W)."""
         return self.unet(noisy, time, class_labels=condition, return_dict=False)[0]
 
 
+class TextUNet(nn.Module):
+    """``UNet2DConditionModel`` as ``network(noisy, time, condition)``; the condition is a prompt's embeddings."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """noisy (B, C, H, W), time (B,), condition (B, T, D) -> (B, C, H, W)."""
+        return self.unet(noisy, time, encoder_hidden_states=condition, return_dict=False)[0]
+
+
 @torch.no_grad()
 def zero_initialise(unet: nn.Module) -> None:
-    """Set the weights and biases named in ``PixelUNet`` to zero, in place."""
+    """Set the last convolution of every residual block, the attention's output and the output convolution to zero.
+
+    The original DDPM (Ho et al., 2020, released code) starts there and diffusers does not: the network then begins as a
+    function that is zero everywhere.
+    """
     for name, module in unet.named_modules():
         last = name.rsplit(".", 1)[-1]
         if last in ("conv2", "conv_out") or name.endswith("to_out.0"):
@@ -40,13 +49,18 @@ def zero_initialise(unet: nn.Module) -> None:
 
 
 def build_network(
-    settings: Mapping[str, Any], image_size: int, channels: int, n_classes: int | None = None
+    settings: Mapping[str, Any],
+    image_size: int,
+    channels: int,
+    n_classes: int | None = None,
+    size_name: str = "image_size",
 ) -> PixelUNet:
-    """The network of a configuration.
+    """The network of a configuration, for images or for latents of this size.
 
     Args:
-        settings: arguments of ``UNet2DModel``, and ``zero_init``.
+        settings: arguments of ``UNet2DModel``, and ``zero_init`` (see ``zero_initialise``), true unless given.
         n_classes: classes of a conditional network, one more than those of the data for "no class"; None for none.
+        size_name: what errors call the size.
 
     Raises:
         ValueError: a setting is unknown, or does not fit the images.
@@ -54,22 +68,62 @@ def build_network(
     options = dict(settings)
     zero_init = bool(options.pop("zero_init", True))
     blocks = options.get("down_block_types", ())
-    halvings = len(options.get("block_out_channels", ())) - 1
-    if halvings > 0 and image_size % 2**halvings:
+    if any(name.startswith("CrossAttn") for name in blocks):
         raise ValueError(
-            f"network.block_out_channels has {halvings + 1} resolutions: image_size={image_size} must be a multiple of "
-            f"{2**halvings}"
+            f"network (block types {list(blocks)}) looks at prompts, and there is no text encoder: give "
+            "model.text_encoder, or choose a network without CrossAttnDownBlock2D (network=unet_latent)"
         )
+    _check_resolutions(options, image_size, size_name)
     try:
-        return PixelUNet(
-            {
+        unet = UNet2DModel(
+            **{
                 **options,
                 "sample_size": image_size,
                 "in_channels": channels,
                 "out_channels": channels,
                 "num_class_embeds": n_classes,
-            },
-            zero_init,
+            }
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"network (block types {list(blocks)}): {error}") from error
+    if zero_init:
+        zero_initialise(unet)
+    return PixelUNet(unet)
+
+
+def build_text_network(settings: Mapping[str, Any], latent_size: int, channels: int, embedding_dim: int) -> TextUNet:
+    """The network of a configuration that is told prompts.
+
+    Args:
+        settings: arguments of ``UNet2DConditionModel``, and ``zero_init``, true unless given.
+        embedding_dim: of a prompt's embeddings.
+
+    Raises:
+        ValueError: a setting is unknown, does not fit the latents, or the network would not look at prompts.
+    """
+    options = dict(settings)
+    zero_init = bool(options.pop("zero_init", True))
+    blocks = options.get("down_block_types", ())
+    if blocks and not any(name.startswith("CrossAttn") for name in blocks):
+        raise ValueError(
+            f"network (block types {list(blocks)}) does not look at prompts: choose network=unet_latent_text (method="
+            "sd_text) or another with CrossAttnDownBlock2D"
+        )
+    _check_resolutions(options, latent_size, LATENT_SIZE)
+    sizes = {"sample_size": latent_size, "in_channels": channels, "out_channels": channels}
+    try:
+        unet = UNet2DConditionModel(**{**options, **sizes, "cross_attention_dim": embedding_dim})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"network (block types {list(blocks)}): {error}") from error
+    if zero_init:
+        zero_initialise(unet)
+    return TextUNet(unet)
+
+
+def _check_resolutions(options: Mapping[str, Any], size: int, name: str) -> None:
+    halvings = len(options.get("block_out_channels", ())) - 1
+    if halvings > 0 and size % 2**halvings:
+        raise ValueError(
+            f"network.block_out_channels has {halvings + 1} resolutions: {name}={size} must be a multiple of "
+            f"{2**halvings}"
+        )

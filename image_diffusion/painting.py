@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_diffusion.model import ImageModel, to_bytes
+from image_diffusion.base_model import ImageModel, Labels
 from immiscible_policy.diffusion import Hold
 
 MASKS = ("centre", "surroundings")
@@ -72,23 +72,28 @@ def paint(
     images: Tensor,
     mask: Tensor,
     seeds: Sequence[int],
-    labels: Sequence[int] | None = None,
+    labels: Labels | None = None,
     num_inference_steps: int | None = None,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Images with the masked part painted anew; the rest is that of ``images`` to the bit.
+
+    Latents that hold any masked pixel are sampled. They are encoded with the masked part in grey, so that nothing of it
+    shows in those that are kept.
 
     Args:
         images: (n, C, H, W) uint8.
         mask: (H, W) or (n, 1, H, W) bool, True where to paint.
         seeds: one for each image.
-        labels: one for each image, for conditional models.
+        labels: one for each image, for conditional models; see ``ImageModel.sample``.
         num_inference_steps: network calls; default the model's.
+        guidance_scale: see ``ImageModel.sample``.
 
     Returns:
         (n, C, H, W) uint8 on the CPU.
 
     Raises:
-        ValueError: images that the model does not make, or not as many seeds as images.
+        ValueError: images that the model does not make, not as many seeds as images, or a mask that keeps nothing.
     """
     shape = (model.channels, model.image_size, model.image_size)
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
@@ -97,18 +102,22 @@ def paint(
         )
     if len(seeds) != len(images):
         raise ValueError(f"seeds: {len(images)} images need as many, got {len(seeds)}")
+    images = images.cpu()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    held = torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
-    known = images.float().div(127.5).sub(1.0).to(model.device)
-    hold = Hold(known, ~mask.to(model.device), held.to(model.device))
+    held = torch.cat([torch.randn(model.sample_shape(1), generator=generator) for generator in generators])
+    known = model.encode(torch.where(mask, 127, images).to(model.device))
+    sampled = model.sample_mask(mask)
+    if (sampled.flatten(-2).all(-1) & ~mask.flatten(-2).all(-1)).any():
+        raise ValueError("mask: keeps nothing of an image: every latent holds pixels that are to be painted")
+    hold = Hold(known, ~sampled.to(model.device), held.to(model.device))
     steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
     sample = model.objective.sample(
-        model.network,
-        tuple(images.shape),
+        model.guided(guidance_scale),
+        model.sample_shape(len(images)),
         model.condition(len(images), labels),
         steps,
         generators,  # type: ignore[arg-type]
         model.device,
         hold=hold,
     )
-    return to_bytes(sample)
+    return torch.where(mask, model.to_images(sample), images)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_diffusion.model import ImageModel
+from image_diffusion.base_model import ImageModel, Labels
 from immiscible_policy.files import write_json
 
 FORMATS = ("png", "npz")
@@ -61,7 +61,7 @@ def save_samples(
     seeds: Sequence[int],
     folder: Path,
     format: str = "png",
-    labels: Sequence[int] | None = None,
+    labels: Labels | None = None,
     batch_size: int = 250,
     record: dict[str, Any] | None = None,
     progress: bool = True,
@@ -86,8 +86,7 @@ def save_samples(
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds: every image needs one of its own, and one is given twice")
-    if labels is None and model.n_classes is not None:
-        labels = [i % model.n_classes for i in range(len(seeds))]
+    labels = model.default_labels(len(seeds)) if labels is None else labels
     settings = {
         "model": model.config,
         "num_inference_steps": options.get("num_inference_steps") or model.num_inference_steps,
@@ -102,7 +101,7 @@ def save_samples(
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), desc="sample", unit="image", disable=not progress)
     for start in range(0, len(missing), batch_size):
         chosen = missing[start : start + batch_size]
-        picked = None if labels is None else [labels[i] for i in chosen]
+        picked: Any = None if labels is None else [labels[i] for i in chosen]
         images = model.sample([seeds[i] for i in chosen], labels=picked, **options)
         save_pictures(images, [paths[i] for i in chosen])
         bar.update(len(chosen))

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
-from image_diffusion.model import ImageModel, last_model_folder, load_image_model
+from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.painting import MASKS, build_mask, paint
 from image_diffusion.sampling import save_grid, save_pictures
 from immiscible_policy.run_setup import plain_settings
@@ -39,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", type=int, default=8, help="pictures, the first of them (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--num-inference-steps", type=int, help="network calls a picture (default: the model's)")
+    parser.add_argument(
+        "--prompt", help="of all pictures, for models of prompts (default: each one's class or caption)"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1)")
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     return parser
 
@@ -67,17 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = load_pictures_for(model, arguments.model, arguments.images)
         if not 1 <= arguments.n <= len(data):
             raise ValueError(f"-n {arguments.n}: there are {len(data)} pictures; choose 1 to {len(data)}")
-        batch = data.batch(torch.arange(arguments.n))
+        images = data.batch(torch.arange(arguments.n))["image"]
         seeds = range(arguments.seed, arguments.seed + arguments.n)
-        labels = batch["label"].tolist() if model.n_classes is not None and "label" in batch else None
-        painted = paint(model, batch["image"], mask, seeds, labels, arguments.num_inference_steps)
+        labels = model.labels_of(data, torch.arange(arguments.n))
+        if arguments.prompt:
+            labels = [arguments.prompt] * arguments.n
+        options = (arguments.num_inference_steps, arguments.guidance_scale)
+        painted = paint(model, images, mask, seeds, labels, *options)
         save_pictures(painted, [arguments.output / f"{seed:08d}.png" for seed in seeds])
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    kept = torch.where(mask, torch.tensor(128, dtype=torch.uint8), batch["image"])
+    kept = torch.where(mask, torch.tensor(128, dtype=torch.uint8), images)
     grid = arguments.output.with_name(arguments.output.name + "_grid.png")
-    save_grid(torch.cat([batch["image"], kept, painted]), grid, columns=arguments.n)
+    save_grid(torch.cat([images, kept, painted]), grid, columns=arguments.n)
     print(f"pictures   {arguments.output}")
     print(f"grid       {grid}")
     return 0

@@ -14,6 +14,7 @@ examples:
   python scripts/sample_images.py outputs/<date>/<time>_<name> --output samples              64 images and their grid
   python scripts/sample_images.py outputs/<date>/<time>_<name> --output samples -n 50000 --format npz
   python scripts/sample_images.py model/ --output nines -n 16 --label 9 --guidance-scale 2
+  python scripts/sample_images.py model/ --output birds -n 8 --prompt "a robin" "an owl" --guidance-scale 7.5
 
 Every image has a seed of its own, --seed and the following ones: the same seed gives the same image whatever else is
 drawn beside it. A stopped call goes on where it was. samples.json notes how the images were made.
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="png: a file an image; npz: one array")
     parser.add_argument("--label", type=int, help="class of all images (default: all classes in turn)")
+    parser.add_argument("--prompt", nargs="+", help="prompts that the images show in turn, for models of prompts")
     parser.add_argument("--num-inference-steps", type=int, help="network calls an image (default: the model's)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1)")
     parser.add_argument("--batch-size", type=int, default=250, help="images at once (default: 250)")
@@ -44,17 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.n < 1 or arguments.batch_size < 1:
             raise ValueError(f"-n {arguments.n} and --batch-size {arguments.batch_size} must be at least 1")
+        if arguments.label is not None and arguments.prompt:
+            raise ValueError("--label and --prompt: give one of them")
         folder = last_model_folder(arguments.model)
         model = load_image_model(folder, resolve_device(arguments.device))
         seeds = range(arguments.seed, arguments.seed + arguments.n)
+        chosen = arguments.prompt or ([] if arguments.label is None else [arguments.label])
         files = save_samples(
             model,
             seeds,
             arguments.output,
             arguments.format,
-            labels=None if arguments.label is None else [arguments.label] * arguments.n,
+            labels=[chosen[i % len(chosen)] for i in range(arguments.n)] if chosen else None,
             batch_size=arguments.batch_size,
-            record={"label": arguments.label, "weights": str(folder)},
+            record={"label": arguments.label, "prompt": arguments.prompt, "weights": str(folder)},
             num_inference_steps=arguments.num_inference_steps,
             guidance_scale=arguments.guidance_scale,
         )

@@ -17,7 +17,7 @@ from image_diffusion.evaluation import (
     measure,
     measurement_table,
 )
-from image_diffusion.model import ImageModel
+from image_diffusion.model import PixelModel
 from image_diffusion.sampling import save_pictures
 
 UNET = {
@@ -37,7 +37,7 @@ def digits():
 
 def test_a_models_numbers_do_not_depend_on_the_batches_it_draws_in(digits) -> None:
     torch.manual_seed(0)
-    model = ImageModel(8, 1, UNET, {"name": "flow_matching"}, num_inference_steps=2).eval()
+    model = PixelModel(8, 1, UNET, {"name": "flow_matching"}, num_inference_steps=2).eval()
     values = []
     for batch_size in (7, 100):
         config = ImageEvaluation(("fd",), 90, "pixels", batch_size=batch_size)

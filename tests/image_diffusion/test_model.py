@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from image_diffusion.model import ImageModel, load_image_model, sample_in_batches, to_bytes
+from image_diffusion.model import PixelModel, load_image_model, sample_in_batches, to_bytes
 from image_diffusion.networks import build_network
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
 
@@ -29,11 +29,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def model(method: str = "ddim", **options: Any) -> ImageModel:
+def model(method: str = "ddim", **options: Any) -> PixelModel:
     torch.manual_seed(0)
     objective = {**OBJECTIVES[method], **options.pop("objective", {})}
     settings = {"network": UNET, "num_inference_steps": 3, **options}
-    return ImageModel(8, settings.pop("channels", 1), objective=objective, **settings).eval()
+    return PixelModel(8, settings.pop("channels", 1), objective=objective, **settings).eval()
 
 
 def images(n: int = 6, channels: int = 1) -> Tensor:
@@ -185,7 +185,7 @@ def test_guidance_extrapolates_from_the_prediction_without_label() -> None:
     noisy, time, label = torch.randn(2, 1, 8, 8), torch.tensor([3, 7]), torch.tensor([0, 2])
     with torch.no_grad():
         plain, without = trained.network(noisy, time, label), trained.network(noisy, time, torch.tensor([3, 3]))
-        guided = trained._guided(2.5)(noisy, time, label)
+        guided = trained.guided(2.5)(noisy, time, label)
     torch.testing.assert_close(guided, without + 2.5 * (plain - without), rtol=1e-4, atol=1e-5)
     assert not torch.equal(trained.sample([0], [1]), trained.sample([0], [1], guidance_scale=3.0))
 

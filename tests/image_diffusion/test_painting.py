@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from image_diffusion.model import ImageModel
+from image_diffusion.model import PixelModel
 from image_diffusion.painting import build_mask, centre_mask, paint
 
 UNET = {
@@ -26,9 +26,9 @@ OBJECTIVES = {
 }
 
 
-def model(method: str = "ddim") -> ImageModel:
+def model(method: str = "ddim") -> PixelModel:
     torch.manual_seed(0)
-    return ImageModel(8, 3, UNET, OBJECTIVES[method], num_inference_steps=2).eval()
+    return PixelModel(8, 3, UNET, OBJECTIVES[method], num_inference_steps=2).eval()
 
 
 def pictures(n: int) -> torch.Tensor:

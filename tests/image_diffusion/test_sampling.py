@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from image_diffusion.model import ImageModel
+from image_diffusion.model import PixelModel
 from image_diffusion.sampling import load_pictures, save_grid, save_samples
 
 UNET = {
@@ -22,9 +22,9 @@ UNET = {
 }
 
 
-def model(channels: int = 3, **options: Any) -> ImageModel:
+def model(channels: int = 3, **options: Any) -> PixelModel:
     torch.manual_seed(0)
-    return ImageModel(4, channels, UNET, {"name": "flow_matching"}, num_inference_steps=2, **options).eval()
+    return PixelModel(4, channels, UNET, {"name": "flow_matching"}, num_inference_steps=2, **options).eval()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,0 +1,185 @@
+"""Training an autoencoder for latent diffusion: Rombach et al. (2022), section 3.1, without its perceptual and
+adversarial terms.
+
+The loss is L1 plus a Kullback-Leibler term of weight 1e-6, both summed over an image, as in their KL-regularised
+autoencoders. LPIPS and the discriminator are left out, since they need pretrained weights and many more steps:
+reconstructions of large pictures are blurrier than theirs, those of small ones need neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from image_diffusion.base_model import draw_mirrored, to_bytes
+from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.sampling import save_grid
+from immiscible_policy.coupling import Coupling, Independent
+from immiscible_policy.files import write_json
+from immiscible_policy.run_setup import check_dataset, plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.training import Trainer
+from immiscible_policy.training.checkpoint import replace_folder, staging_folder
+from immiscible_policy.training.precision import resolve_device
+
+ENCODED_AT_ONCE = 64
+# Images that the scale of the latents is measured on.
+N_MEASURED = 5_000
+
+
+class VaeTraining(nn.Module):
+    """An autoencoder whose call is its loss.
+
+    Args:
+        settings: of ``AutoencoderKL``.
+        image_size, channels: of the images.
+        kl_weight: of the divergence of the posterior from N(0, I), beside an L1 error of weight 1.
+        flip: mirror training images at random.
+
+    Raises:
+        ValueError: a setting is unknown, or does not fit the images.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], image_size: int, channels: int, kl_weight: float = 1e-6, flip: bool = True
+    ) -> None:
+        super().__init__()
+        if not 0 <= kl_weight < float("inf"):
+            raise ValueError(f"vae.kl_weight={kl_weight}: must be at least 0")
+        self.kl_weight, self.flip = kl_weight, flip
+        widths = list(settings.get("block_out_channels", (64,)))
+        halved = 2 ** (len(widths) - 1)
+        if image_size % halved:
+            raise ValueError(
+                f"vae.block_out_channels={widths} halves images {len(widths) - 1} times: image_size={image_size} must "
+                f"be a multiple of {halved}"
+            )
+        blocks = {
+            "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        }
+        sizes = {"in_channels": channels, "out_channels": channels, "sample_size": image_size}
+        try:
+            self.vae = AutoencoderKL(**{**settings, **blocks, **sizes})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"vae: {error}") from error
+
+    def forward(
+        self, batch: Mapping[str, Tensor], coupling: Coupling | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Loss of ``image`` (B, C, H, W) uint8 over the number of its values, a scalar.
+
+        Args:
+            coupling: not used; there is no diffusion here.
+            generator: for flips and for the latents that are drawn from the posterior.
+        """
+        images = batch["image"].float().div(127.5).sub(1.0)
+        if self.flip:
+            images = torch.where(draw_mirrored(len(images), images.device, generator), images.flip(-1), images)
+        posterior = self.vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, device=images.device, generator=generator)
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        error = (decoded.float() - images).abs().sum()
+        return (error + self.kl_weight * posterior.kl().float().sum()) / images.numel()
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 through the mean of their latents and back, on the CPU."""
+        device = next(self.parameters()).device
+        parts = []
+        for chunk in images.split(ENCODED_AT_ONCE):
+            latents = self.vae.encode(chunk.to(device).float().div(127.5).sub(1.0)).latent_dist.mean
+            parts.append(to_bytes(self.vae.decode(latents).sample))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def latent_std(self, data: ImageDataset, generator: torch.Generator | None = None) -> float:
+        """Standard deviation of latents drawn from the posteriors of up to 5,000 images, all entries together."""
+        device = next(self.parameters()).device
+        chosen = torch.linspace(0, len(data) - 1, min(len(data), N_MEASURED)).long().unique().to(data.device)
+        total, square, count = 0.0, 0.0, 0
+        for part in chosen.split(ENCODED_AT_ONCE):
+            images = data.batch(part)["image"].to(device).float().div(127.5).sub(1.0)
+            posterior = self.vae.encode(images).latent_dist
+            noise = torch.randn(posterior.mean.shape, device=device, generator=generator)
+            latents = (posterior.mean + posterior.std * noise).double()
+            total, square = total + float(latents.sum()), square + float(latents.square().sum())
+            count += latents.numel()
+        return (square / count - (total / count) ** 2) ** 0.5
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers AutoencoderKL."""
+        self.vae.save_pretrained(folder)
+
+
+def psnr(images: Tensor, others: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of bytes (n, C, H, W), from their mean square difference over all images."""
+    error = (images.double() - others.double()).square().mean()
+    return float(10 * torch.log10(255**2 / error.clamp_min(1e-12)))
+
+
+def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Train an autoencoder and write it to ``run_dir/vae``; returns what ``summary.json`` holds.
+
+    The scaling factor that latent diffusion multiplies latents by is 1 over their standard deviation in the training
+    data, as in Rombach et al., appendix G.
+    """
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    set_seed(cfg.seed)
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    check_dataset(cfg, "format", "images")
+    source = ImageSource.from_config(plain_settings(cfg.dataset))
+    data = load_images(source)
+    settings = plain_settings(cfg.vae)
+    kl_weight = settings.pop("kl_weight")
+    model = VaeTraining(settings, data.image_size, data.channels, kl_weight, data.flip)
+    config = trainer_config(cfg, len(data))
+    run_dir = prepare_run_dir(run_dir, cfg.device)
+    test = data if source.test_split is None else load_images(source.for_test())
+    shown = torch.linspace(0, len(test) - 1, min(len(test), cfg.evaluate_on)).long().unique()
+    images = torch.cat([test.batch(part)["image"] for part in shown.split(ENCODED_AT_ONCE)])
+    data.to(resolve_device(cfg.device))
+
+    def evaluate(averaged: VaeTraining, step: int) -> dict[str, float]:
+        found = averaged.reconstruct(images)
+        pairs = torch.cat([images[:8], found[:8]])
+        save_grid(pairs, run_dir / "media" / f"reconstructions_step={step:07d}.png", columns=min(8, len(images)))
+        return {"evaluation/psnr": psnr(images, found)}
+
+    trainer = Trainer(model, data, Independent(), config, run_dir, evaluate=evaluate, headline="evaluation/psnr")
+    if resume and trainer.can_resume:
+        trainer.resume()
+    trainer.fit()
+    if not trainer.accelerator.is_main_process:
+        return {}
+    averaged = trainer.averaged_model()
+    generator = torch.Generator(trainer.device).manual_seed(cfg.seed)
+    std = averaged.latent_std(data, generator)
+    averaged.vae.register_to_config(scaling_factor=1 / std)
+    staging = staging_folder(run_dir / "vae")
+    averaged.save_pretrained(staging)
+    replace_folder(staging, run_dir / "vae")
+    halved = 2 ** (len(averaged.vae.config.block_out_channels) - 1)
+    size = data.image_size // halved
+    summary = {
+        "data": data.source,
+        "seed": cfg.seed,
+        "steps": trainer.step,
+        "training_seconds": {"wall": trainer.seconds.wall, "cpu": trainer.seconds.cpu},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "latent_shape": [averaged.vae.config.latent_channels, size, size],
+        "latent_std": std,
+        "scaling_factor": 1 / std,
+        "psnr": psnr(images, averaged.reconstruct(images)),
+        "psnr_of": f"{len(images)} images, {source.test_split or source.split}",
+    }
+    write_json(run_dir / "summary.json", summary)
+    return summary
