@@ -21,7 +21,7 @@ from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatist
 
 METRICS = ("fd", "fd_floor", "kid", "precision_recall", "density_coverage", "cmmd")
 _OF_PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}
-_BIAS = "biased upwards at any n, by an amount that depends on the images: compare at equal n only"
+FRECHET_BIAS = "biased upwards at any n, by an amount that depends on the images: compare at equal n only"
 
 
 def evaluate_features(
@@ -183,13 +183,13 @@ def _add_pair_metrics(
 
 def _frechet_notes(extractor: FeatureExtractor, n: int, m: int) -> tuple[str, ...]:
     if min(n, m) > extractor.dim:
-        return (_BIAS,)
+        return (FRECHET_BIAS,)
     singular = (
         f"{min(n, m)} images for the {extractor.dim} dimensions of {extractor.name}: the covariance is singular and "
         f"the distance mostly bias; more than {extractor.dim} images are needed on either side"
     )
     warnings.warn(singular, stacklevel=3)
-    return (_BIAS, singular)
+    return (FRECHET_BIAS, singular)
 
 
 def _cut_at(features: Tensor, done: int, fixed_n: Sequence[int]) -> Iterator[Tensor]:

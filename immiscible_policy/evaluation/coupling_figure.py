@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from immiscible_policy.evaluation.tsne import tsne_map
+
 # Statistic, title, factor, value of independent noise.
 _PANELS = (
     ("distance_change", "distance change, %", 1.0, 0.0),
@@ -84,19 +86,12 @@ def plot_tsne(noises: Mapping[str, Tensor], path: Path, seed: int = 0) -> None:
     Args:
         noises: by coupling, (T, n, D) noises of T data (``miscibility.tracked_noises``), T n >= 10.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
     columns = min(_TSNE_COLUMNS, len(noises))
     lines = -(-len(noises) // columns)
     figure = Figure(figsize=(2.7 * columns, 3.0 * lines), layout="constrained")
     for number, (name, noise) in enumerate(noises.items(), 1):
         axes = figure.add_subplot(lines, columns, number)
-        points = noise.reshape(-1, noise.shape[-1]).float().numpy()
-        if points.shape[1] > 50:
-            points = PCA(50, random_state=seed).fit_transform(points)
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+        flat = tsne_map(noise.reshape(-1, noise.shape[-1]).float().numpy(), seed)
         owner = np.repeat(np.arange(len(noise)), noise.shape[1])
         axes.scatter(flat[:, 0], flat[:, 1], c=owner, cmap="tab10", s=7, linewidths=0)
         axes.set_title(_wrapped([name])[0], fontsize=8)

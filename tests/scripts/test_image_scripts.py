@@ -7,30 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-TINY = (
-    "dataset.split=train",
-    "steps=4",
-    "batch_size=8",
-    "network.block_out_channels=[8,16]",
-    "network.norm_num_groups=4",
-    "network.attention_head_dim=8",
-    "model.num_inference_steps=2",
-    "samples.n=2",
-    "monitor.n_samples=8",
-    "monitor.extractor=pixels",
-    "evaluation.n_samples=8",
-    "trainer.warmup_steps=1",
-    "trainer.evaluate_every=4",
-    "trainer.validate_every=4",
-    "trainer.checkpoint_every=2",
-    "trainer.tensorboard=false",
-    "num_threads=1",
-    "device=cpu",
-)
 
-
-def test_from_training_to_samples_and_painting(run_script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_script("train_image", "coupling=knn", "k=8", "hydra.run.dir=run", *TINY) == 0
+def test_from_training_to_samples_and_painting(
+    run_script, tiny_images: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script("train_image", "coupling=knn", "k=8", "hydra.run.dir=run", *tiny_images) == 0
     printed = capsys.readouterr().out
     assert "KNN(k=8), seed 0, 4 steps" in printed
     assert "run/checkpoints/step=0000004" in printed
@@ -75,3 +56,25 @@ def test_mistakes_are_told_in_a_line(run_script, tmp_path: Path, capsys: pytest.
     assert "error: model=nothing: neither a model folder" in capsys.readouterr().err
     assert run_script("paint", "nothing", "--output", "drawn") == 1
     assert "neither a model folder" in capsys.readouterr().err
+
+
+def test_latent_diffusion_from_an_autoencoder_to_painting(
+    run_script, tiny_images: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = ("vae.block_out_channels=[8,8]", "vae.norm_num_groups=4", "evaluate_on=16", "batch_size=8", "steps=4")
+    shared = [setting for setting in tiny_images if setting.startswith(("trainer.", "num_threads", "device"))]
+    assert run_script("train_vae", "hydra.run.dir=vae", *vae, *shared) == 0
+    assert "dB" in capsys.readouterr().out
+    assert Path("vae/vae/config.json").is_file()
+
+    assert run_script("train_image", "method=sd", "coupling=knn", "k=8", "hydra.run.dir=run", *tiny_images) == 1
+    assert "model.vae is not set" in capsys.readouterr().err
+    chosen = ("method=sd", "model.vae=vae", "coupling=knn", "k=8", "hydra.run.dir=run")
+    assert run_script("train_image", *chosen, *tiny_images) == 0, capsys.readouterr().err
+    assert run_script("train_image", "resume=run") == 0
+    assert run_script("sample_images", "run", "--output", "drawn", "-n", "3") == 0
+    assert len(list(Path("drawn").glob("*.png"))) == 3
+    assert run_script("evaluate_images", "run", "-n", "6", "--extractor", "pixels", "--metrics", "fd") == 0
+    assert "fd_pixels_6 " in capsys.readouterr().out
+    assert run_script("paint", "run", "--output", "painted", "-n", "2") == 0
+    assert len(list(Path("painted").glob("*.png"))) == 2

@@ -1,0 +1,242 @@
+"""The analyses of a study by name: from its finished trainings to tables, JSON and figures."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from image_diffusion.analysis.curves import DistanceCurves
+from image_diffusion.analysis.perturbation import Perturbation, perturbation_stability, perturbed_images
+from image_diffusion.analysis.plots import (
+    plot_curves,
+    plot_paths,
+    plot_perturbed,
+    plot_stability,
+    plot_statistics,
+    plot_trajectory,
+)
+from image_diffusion.analysis.sampling_steps import PUBLISHED_STEPS, sampling_steps
+from image_diffusion.analysis.step_distance import step_distance
+from image_diffusion.analysis.study import ImageRun, Study
+from image_diffusion.analysis.training_curves import TrainingCurves, final_table
+from image_diffusion.analysis.trajectory import record_trajectory, trajectory_statistics
+from image_diffusion.analysis.tsne import map_paths
+from image_diffusion.base_model import ImageModel
+from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
+from image_diffusion.metrics import DigitsCnn, FeatureExtractor, ReferenceStatistics
+from immiscible_policy.files import write_json
+
+Arms = Mapping[str, Sequence[ImageRun]]
+"""Arm -> its finished trainings; the baseline first."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an analysis writes and computes.
+
+    Args:
+        folder: of the study's tables and figures.
+        group: what its file names begin with.
+        device: cpu | cuda.
+    """
+
+    folder: Path
+    group: str
+    device: str = "cpu"
+
+    def path(self, name: str) -> Path:
+        """A file of the group."""
+        return self.folder / f"{self.group}-{name}"
+
+    def write(self, name: str, markdown: str, content: Mapping[str, Any]) -> list[Path]:
+        """A table and the numbers behind it."""
+        table, numbers = self.path(f"{name}.md"), self.path(f"{name}.json")
+        table.write_text(markdown)
+        write_json(numbers, content)
+        return [table, numbers]
+
+
+def _models(arms: Arms, device: str) -> dict[str, dict[int, ImageModel]]:
+    return {arm: {run.seed: run.load(device) for run in runs} for arm, runs in arms.items()}
+
+
+@dataclass(frozen=True)
+class _Measures:
+    """What distances to the data need: features, the data's statistics, and settings."""
+
+    data: ImageDataset
+    extractor: FeatureExtractor
+    reference: ReferenceStatistics
+    config: ImageEvaluation
+
+
+def _measures(arms: Arms, settings: Mapping[str, Any], device: str) -> _Measures:
+    """From the configuration of the baseline's first training, with an evaluation's settings changed."""
+    run = next(iter(arms.values()))[0]
+    saved: Any = OmegaConf.to_container(OmegaConf.load(run.run_dir / ".hydra" / "config.yaml"), resolve=True)
+    known = {field.name for field in fields(ImageEvaluation)}
+    config = ImageEvaluation(**saved["evaluation"])
+    config = replace(config, metrics=("fd",), **{name: settings[name] for name in settings if name in known})
+    data = load_images(ImageSource.from_config(saved["dataset"]))
+    extractor = build_extractor(config, data.image_size, data.channels, device)
+    return _Measures(data, extractor, data_reference(data, extractor, config, progress=False), config)
+
+
+def _training_curves(
+    arms: Arms, place: Place, thresholds: Sequence[float] = TrainingCurves.thresholds, metric: str = "fd"
+) -> list[Path]:
+    """Distance while training, and steps to a distance.
+
+    Args:
+        metric: what the name of the number in ``metrics.jsonl`` begins with, after ``evaluation/``.
+    """
+    first = next(iter(arms.values()))[0]
+    names = [name for name in first.logged() if name.startswith(f"evaluation/{metric}_")]
+    if not names:
+        raise ValueError(f"metric={metric!r}: {first.folder.name} has logged {', '.join(first.logged())}")
+    curves = TrainingCurves(
+        names[0].removeprefix("evaluation/"),
+        {arm: {run.seed: run.curve(names[0]) for run in runs} for arm, runs in arms.items()},
+        tuple(thresholds),
+    )
+    curves.figure(place.group).savefig(place.path("curves.png"), dpi=150)
+    final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
+    content = {**curves.to_json(), "final": final.content}
+    return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]
+
+
+def _perturbation(
+    arms: Arms,
+    place: Place,
+    n_images: int = 100,
+    n_pictures: int = 2,
+    seed: int = 0,
+    **settings: Any,
+) -> list[Path]:
+    """Stability against perturbed noise, and pictures of the first training seed's models."""
+    models = _models(arms, place.device)
+    how = Perturbation(**settings)
+    extractor = _measures(arms, {}, place.device).extractor
+    stability = perturbation_stability(models, range(seed, seed + n_images), extractor, how)
+    plot_stability(stability, place.path("stability.png"))
+    written = [*place.write("stability", stability.markdown(), stability.to_json()), place.path("stability.png")]
+    for arm, by_seed in models.items():
+        images = perturbed_images(next(iter(by_seed.values())), range(seed, seed + n_pictures), how)
+        for index in range(n_pictures):
+            path = place.path(f"{arm}-image{index}.png")
+            plot_perturbed(images, how.weights, path, index)
+            written.append(path)
+    return written
+
+
+def _trajectory(
+    arms: Arms,
+    place: Place,
+    n_images: int = 200,
+    n_pictures: int = 6,
+    n_paths: int = 40,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+) -> list[Path]:
+    """Predicted noise and images at every network call, in numbers and pictures, and a map of their paths."""
+    models = _models(arms, place.device)
+    statistics = trajectory_statistics(models, range(seed, seed + n_images), None, num_inference_steps)
+    plot_statistics(statistics, place.path("calls.png"))
+    written = [*place.write("calls", statistics.markdown(), statistics.to_json()), place.path("calls.png")]
+    first = {arm: next(iter(by_seed.values())) for arm, by_seed in models.items()}
+    for arm, model in first.items():
+        path = place.path(f"{arm}-predictions.png")
+        predicted = record_trajectory(model, range(seed, seed + n_pictures), None, num_inference_steps)
+        plot_trajectory(predicted, path, to_images=model.to_images)
+        written.append(path)
+    paths = {
+        arm: record_trajectory(model, range(seed, seed + n_paths), None, num_inference_steps)
+        for arm, model in first.items()
+    }
+    classes = {arm: _classes(first[arm], trajectory.images) for arm, trajectory in paths.items()}
+    maps = map_paths(paths, classes)
+    plot_paths(maps, place.path("paths.png"))
+    write_json(place.path("paths.json"), {arm: one.to_json() for arm, one in maps.items()})
+    return [*written, place.path("paths.png"), place.path("paths.json")]
+
+
+def _classes(model: ImageModel, images: torch.Tensor) -> list[int]:
+    """Colours of images: their labels, or what a classifier sees in digits, or all one."""
+    if model.n_classes is not None:
+        return [i % model.n_classes for i in range(len(images))]
+    if (model.image_size, model.channels) == (8, 1):
+        return [int(label) for label in DigitsCnn().classify(images)]
+    return [0] * len(images)
+
+
+def _step_distance(arms: Arms, place: Place, **settings: Any) -> list[Path]:
+    """Distance of the images that are predicted at every network call."""
+    measures = _measures(arms, settings, place.device)
+    models = _models(arms, place.device)
+    curves = step_distance(models, measures.reference, measures.extractor, measures.config)
+    return _write_distances(curves, place, "calls")
+
+
+def _sampling_steps(arms: Arms, place: Place, steps: Sequence[int] = PUBLISHED_STEPS, **settings: Any) -> list[Path]:
+    """Distance against the number of sampling steps."""
+    measures = _measures(arms, settings, place.device)
+    models = _models(arms, place.device)
+    curves = sampling_steps(models, measures.reference, measures.extractor, measures.config, list(steps))
+    return _write_distances(curves, place, "steps")
+
+
+def _write_distances(curves: DistanceCurves, place: Place, name: str) -> list[Path]:
+    plot_curves(curves, place.path(f"{name}.png"))
+    return [*place.write(name, curves.markdown(), curves.to_json()), place.path(f"{name}.png")]
+
+
+ANALYSES: dict[str, Callable[..., list[Path]]] = {
+    "training_curves": _training_curves,
+    "perturbation": _perturbation,
+    "trajectory": _trajectory,
+    "step_distance": _step_distance,
+    "sampling_steps": _sampling_steps,
+}
+
+
+def check_analysis(study: Study) -> None:
+    """Refuse a name or a setting that no analysis has, before anything is trained.
+
+    Raises:
+        ValueError: names those that exist.
+    """
+    name = study.analysis["name"]
+    if name not in ANALYSES:
+        raise ValueError(f"analysis.name={name!r}: choose one of {', '.join(ANALYSES)}")
+    parameters = [*inspect.signature(ANALYSES[name]).parameters.values()][2:]
+    allowed = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(allowed) < len(parameters):  # what the rest goes to
+        allowed |= {field.name for field in fields(Perturbation if name == "perturbation" else ImageEvaluation)}
+    unknown = set(study.settings) - allowed
+    if unknown:
+        raise ValueError(f"analysis: {', '.join(sorted(unknown))} is none of {', '.join(sorted(allowed))}")
+
+
+def analyze(study: Study, folder: Path, device: str = "cpu") -> list[Path]:
+    """Write the study's tables, JSON and figures for what is trained; returns their paths.
+
+    Args:
+        folder: of all sets of runs.
+        device: cpu | cuda.
+    """
+    target = folder / study.runs / study.name
+    target.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for group, arms in study.groups(folder):
+        written += ANALYSES[study.analysis["name"]](arms, Place(target, group, device), **study.settings)
+    if written:
+        write_json(target / "study.json", {**asdict(study), "command": " ".join(["python", *sys.argv])})
+    return written

@@ -1,0 +1,44 @@
+"""Train the image models of a study and analyse them: python scripts/analyze_images.py figure=curves processes=2"""
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from joblib import Parallel, delayed
+from omegaconf import DictConfig, OmegaConf
+
+from image_diffusion.analysis.analyses import analyze, check_analysis
+from image_diffusion.analysis.study import Study, status, train_missing
+from immiscible_policy import cli
+from immiscible_policy.training.precision import resolve_device
+
+ACTIONS = ("run", "analyze", "status")
+
+
+@hydra.main(config_path=str(cli.CONFIG_DIR), config_name="analyze_images", version_base="1.3")
+@cli.one_line_errors
+def main(cfg: DictConfig) -> None:
+    if cfg.action not in ACTIONS:
+        raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(ACTIONS)}")
+    if cfg.processes < 1:
+        raise ValueError(f"processes={cfg.processes}: must be at least 1")
+    study = Study(**json.loads(json.dumps(OmegaConf.to_container(cfg.figure, resolve=True))))
+    check_analysis(study)
+    folder = Path(cfg.folder)
+    if cfg.action == "run":
+        runs = study.trainings(folder)
+        done = Parallel(n_jobs=cfg.processes)(delayed(train_missing)(runs, cfg.device) for _ in range(cfg.processes))
+        failed = sorted({name for _, names in done for name in names})
+        print(f"trained {sum(trained for trained, _ in done)}, failed {len(failed)} {' '.join(failed)}")
+    print(status(study, folder))
+    if cfg.action == "status":
+        return
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    for path in analyze(study, folder, resolve_device(cfg.device)):
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main, "analyze_images")
