@@ -18,6 +18,7 @@ from typing import Any
 
 import benchmark_coupling
 import benchmark_environment
+import benchmark_images
 import benchmark_inference
 import benchmark_training
 import torch
@@ -39,7 +40,8 @@ what is compared
               Couplings at the policy's batch are given as shares of our step.
 {benchmark_environment.COMPARED}\
 {benchmark_inference.COMPARED}\
-{benchmark_training.COMPARED}
+{benchmark_training.COMPARED}\
+{benchmark_images.COMPARED}
 how to read the table
   time        median over the rounds
   vs ours     time of the published form over ours (above 1: ours is faster), median [quartiles]
@@ -56,6 +58,7 @@ examples
   python scripts/benchmark.py --only inference                 latency of an action chunk
   python scripts/benchmark.py --only training                  whole training steps, about three minutes
   python scripts/benchmark.py --only training --device cuda --training-compile true reduce-overhead
+  python scripts/benchmark.py --only images --image-networks small cifar --image-batch 32
   python scripts/benchmark.py --only environment --gym-pusht-python gym-pusht/bin/python
   python scripts/benchmark.py --knn-sizes 64,32,2 --assignment-sizes 64,32 --output benchmark.json
 """
@@ -115,6 +118,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "inference": benchmark_inference.inference_section,
     "environment": benchmark_environment.environment_section,
     "training": benchmark_training.training_section,
+    "images": benchmark_images.images_section,
 }
 
 
@@ -133,6 +137,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     benchmark_environment.add_options(parser)
     benchmark_inference.add_options(parser)
     benchmark_training.add_options(parser)
+    benchmark_images.add_options(parser)
     parser.add_argument("--output", type=Path, help="also write all numbers to this JSON file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or arguments.threads < 1:
