@@ -27,6 +27,31 @@ WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 RESUME_OVERRIDES = ("resume", "device", "num_threads")
 
 
+def group_choices(config_name: str) -> str:
+    """A line for every configuration group that a script uses, with its choices: what ``--help`` lists.
+
+    Hydra's own list has the groups of all scripts.
+    """
+    defaults = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml").defaults
+    lines = []
+    for entry in defaults:
+        if isinstance(entry, str):  # _self_
+            continue
+        ((group, default),) = entry.items()
+        name = str(group).split()[-1].lstrip("/")
+        lines.append(f"{name}: {', '.join(choices_like(name, default))}")
+    return "\n".join(sorted(lines))
+
+
+def choices_like(group: str, default: str) -> list[str]:
+    """Choices of a group that fit where ``default`` does: ``dataset`` holds images and demonstrations."""
+    files = {path.stem: OmegaConf.load(path) for path in sorted((CONFIG_DIR / group).glob("*.yaml"))}
+    return [name for name, content in files.items() if ("format" in content) == ("format" in files[default])]
+
+
+OmegaConf.register_new_resolver("group_choices", group_choices, replace=True)
+
+
 def run(entry: Callable[[], None], config_name: str) -> None:
     """Run a ``hydra.main`` function; failures a user can cause end in one line and exit code 1.
 
