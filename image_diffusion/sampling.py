@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from image_diffusion.base_model import ImageModel, Labels
-from immiscible_policy.files import write_json
+from immiscible_policy.files import complete_or_absent, write_json
 
 FORMATS = ("png", "npz")
 RECORD = "samples.json"
@@ -32,10 +31,8 @@ def to_picture(image: Tensor) -> Image.Image:
 def save_pictures(images: Tensor, paths: Sequence[Path]) -> None:
     """Write images (n, C, H, W) uint8 as PNG files, each atomically."""
     for image, path in zip(images, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        to_picture(image).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with complete_or_absent(path) as partial:
+            to_picture(image).save(partial, format="PNG")
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
@@ -50,10 +47,8 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     pictures = [to_picture(image).convert("RGB") for image in images]
     shown = [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in pictures]
     shown += [Image.new("RGB", shown[0].size, "white")] * (rows * columns - len(shown))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    make_image_grid(shown, rows, columns).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with complete_or_absent(path) as partial:
+        make_image_grid(shown, rows, columns).save(partial, format="PNG")
 
 
 def save_samples(
@@ -110,9 +105,8 @@ def save_samples(
         return paths
     everything = load_pictures(paths).permute(0, 2, 3, 1).numpy()
     target = folder / "samples.npz"
-    with open(target.with_suffix(".tmp"), "wb") as file:
+    with complete_or_absent(target) as partial, partial.open("wb") as file:
         np.savez(file, arr_0=everything, seeds=np.array(seeds))
-    os.replace(target.with_suffix(".tmp"), target)
     for path in paths:
         path.unlink()
     parts.rmdir()

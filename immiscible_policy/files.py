@@ -4,16 +4,46 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def complete_or_absent(path: Path, keep_suffix: bool = False) -> Iterator[Path]:
+    """A temporary name beside ``path`` that becomes ``path`` only if the body succeeds.
+
+    Readers see the old file or the new one; folders are made. What a kill leaves behind ends in ``.tmp``.
+
+    Args:
+        keep_suffix: give the temporary name the suffix of ``path``, for writers that choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix if keep_suffix else '.tmp'}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with complete_or_absent(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
+    """Write a matplotlib figure atomically."""
+    with complete_or_absent(path) as partial:
+        figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix("."))
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: readers see the old file or the new one. NaN and infinities become null."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Write JSON atomically. NaN and infinities become null."""
+    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def finite(content: Any) -> Any:

@@ -32,7 +32,7 @@ from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
 from image_diffusion.metrics import DigitsCnn, FeatureExtractor, ReferenceStatistics
-from immiscible_policy.files import write_json
+from immiscible_policy.files import save_figure, write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
 """Arm -> its finished trainings; the baseline first."""
@@ -59,7 +59,7 @@ class Place:
     def write(self, name: str, markdown: str, content: Mapping[str, Any]) -> list[Path]:
         """A table and the numbers behind it."""
         table, numbers = self.path(f"{name}.md"), self.path(f"{name}.json")
-        table.write_text(markdown)
+        write_text(table, markdown)
         write_json(numbers, content)
         return [table, numbers]
 
@@ -107,7 +107,7 @@ def _training_curves(
         {arm: {run.seed: run.curve(names[0]) for run in runs} for arm, runs in arms.items()},
         tuple(thresholds),
     )
-    curves.figure(place.group).savefig(place.path("curves.png"), dpi=150)
+    save_figure(curves.figure(place.group), place.path("curves.png"))
     final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
     content = {**curves.to_json(), "final": final.content}
     return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from image_diffusion.analysis.perturbation import PerturbationStability, Perturb
 from image_diffusion.analysis.trajectory import STATISTICS, Trajectory, TrajectoryStatistics
 from image_diffusion.analysis.tsne import PathMap
 from image_diffusion.base_model import to_bytes
+from immiscible_policy.files import save_figure
 
-_DPI = 150
 _COLUMNS = 4  # of panels
 _SHOWN_NOISE = 3.0  # standard deviations from black to grey, and from grey to white
 _TITLES = {
@@ -113,7 +112,7 @@ def plot_perturbed(images: PerturbedImages, weights: Sequence[float], path: Path
             axes.set(xticks=[], yticks=[], frame_on=False)
             if column < len(row):
                 _show(axes, row[column])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_trajectory(
@@ -143,7 +142,7 @@ def plot_trajectory(
             for axes, picture in zip(grid[:, column], pictures(call), strict=True):
                 axes.set(xticks=[], yticks=[], frame_on=False)
                 _show(axes, picture)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_paths(maps: Mapping[str, PathMap], path: Path) -> None:
@@ -160,7 +159,7 @@ def plot_paths(maps: Mapping[str, PathMap], path: Path) -> None:
             axes.plot(*points[-1], marker="o", markersize=4, color=color)
         axes.set_title(arm, fontsize=9)
         axes.set(xticks=[], yticks=[])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _line(
@@ -197,11 +196,4 @@ def _finish(figure: Figure, all_axes: Any, path: Path) -> None:
         axes.tick_params(labelsize=8)
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=7)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=_DPI)
-    os.replace(temporary, path)
+    save_figure(figure, path)

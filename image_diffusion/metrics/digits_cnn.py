@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from image_diffusion.metrics.extractor import check_images, tensors_sha256, weights_folder
+from immiscible_policy.files import complete_or_absent
 
 _VERSION = 1  # of network and training: another one gets a file of its own
 _EPOCHS = 20
@@ -133,7 +133,5 @@ def _check_size(images: Tensor) -> None:
 def _save(network: nn.Module, file: Path) -> None:
     from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    save_file(network.state_dict(), temporary)
-    os.replace(temporary, file)
+    with complete_or_absent(file) as partial:
+        save_file(network.state_dict(), partial)

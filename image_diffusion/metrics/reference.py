@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from image_diffusion.metrics.extractor import FeatureExtractor
 from image_diffusion.metrics.features import FeatureSample, Images, feature_batches
 from image_diffusion.metrics.frechet import frechet_distance
 from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatistics
+from immiscible_policy.files import complete_or_absent
 
 _FORMAT = 1
 _COINS = 4096  # drawn at once
@@ -77,10 +77,8 @@ class ReferenceStatistics:
         arrays: dict[str, Any] = {"mean": self.statistics.mean, "covariance": self.statistics.covariance}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with complete_or_absent(path) as partial, partial.open("wb") as file:
             np.savez(file, record=np.array(json.dumps(record)), **arrays)
-        os.replace(temporary, path)
         return path
 
     @classmethod

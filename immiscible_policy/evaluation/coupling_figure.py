@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.evaluation.tsne import tsne_map
+from immiscible_policy.files import save_figure
 
 # Statistic, title, factor, value of independent noise.
 _PANELS = (
@@ -46,7 +46,7 @@ def plot_statistics(analysis: Mapping[str, Any], path: Path) -> None:
         axes.margins(x=0.12)
     all_axes[0].set_yticks(positions, _wrapped(rows), fontsize=8)
     all_axes[0].set_ylim(-0.6, len(rows) - 0.4)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_clusters(clusters: Mapping[str, Any], path: Path) -> None:
@@ -77,7 +77,7 @@ def plot_clusters(clusters: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel(f"distance between mean noises of two data, {first['n_noises']:,} noises each", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_tsne(noises: Mapping[str, Tensor], path: Path, seed: int = 0) -> None:
@@ -96,7 +96,7 @@ def plot_tsne(noises: Mapping[str, Tensor], path: Path, seed: int = 0) -> None:
         axes.scatter(flat[:, 0], flat[:, 1], c=owner, cmap="tab10", s=7, linewidths=0)
         axes.set_title(_wrapped([name])[0], fontsize=8)
         axes.set(xticks=[], yticks=[])
-    _save(figure, path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _wrapped(names: Iterable[str]) -> list[str]:
@@ -111,9 +111,3 @@ def _column(rows: Mapping[str, Any], key: str, part: str) -> np.ndarray:
 
 def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
-
-
-def _save(figure: Figure, path: Path, dpi: int = 150) -> None:
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=dpi)
-    os.replace(temporary, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -200,7 +199,7 @@ def _fit_lines(fits: Mapping[str, Any]) -> list[str]:
 def write_report(folder: Path, analysis: Mapping[str, Any]) -> list[Path]:
     """Write ``analysis.json``, ``table.md`` and the figures to a folder; each file appears whole or not at all."""
     from immiscible_policy.evaluation.coupling_figure import plot_clusters, plot_statistics
-    from immiscible_policy.files import write_json
+    from immiscible_policy.files import write_json, write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "analysis.json", folder / "table.md", folder / "statistics.png"]
@@ -211,10 +210,3 @@ def write_report(folder: Path, analysis: Mapping[str, Any]) -> list[Path]:
         written.append(folder / "clusters.png")
         plot_clusters(analysis["clusters"], written[-1])
     return written
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.table import arm_names
+from immiscible_policy.files import save_figure
 
 
 def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "max_coverage") -> None:
@@ -37,4 +38,4 @@ def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "
     axes.set(xlabel="training, processor minutes", ylabel=f"mean {measure.replace('_', ' ')}", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="center right", fontsize=8)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from envs.pusht.geometry import GOAL_POSE, WINDOW_SIZE, Pose
 from envs.pusht.modes import DIRECT, MODES
 from envs.pusht.rendering import Renderer, resized
 from immiscible_policy.evaluation.modes import Trajectories
+from immiscible_policy.files import save_figure
 
 COLORS = {"clockwise": "#0b62c4", "counter_clockwise": "#d9480f", "direct": "#5f6b76", "none": "#b5179e"}
 
@@ -65,9 +65,7 @@ def plot_modes(
     lines = [Line2D([], [], color=color, label=mode.replace("_", "-")) for mode, color in COLORS.items()]
     lines[-1].set_label("no contact")
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=9, frameon=False)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_paths(axes: Axes, trajectories: Trajectories, start: int, direct: float) -> None:

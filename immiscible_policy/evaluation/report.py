@@ -17,6 +17,7 @@ from immiscible_policy.evaluation.report_data import REPORT, SOURCES, find_runs,
 from immiscible_policy.evaluation.report_experiment import experiment_context
 from immiscible_policy.evaluation.report_media import Media
 from immiscible_policy.evaluation.report_run import run_context
+from immiscible_policy.files import write_text
 
 MAX_EMBEDDED_MB = 24.0
 
@@ -58,12 +59,7 @@ def write_report(folder: Path, max_embedded_mb: float = MAX_EMBEDDED_MB) -> Repo
         name, context = "experiment.html.jinja", experiment_context(folder, media)
     html = _template(name).render(context, generated=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     target = folder / REPORT
-    temporary = target.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, html)
     return Report(target, context["problems"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from immiscible_policy.files import complete_or_absent
 from immiscible_policy.training.metrics import read_metrics
 
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
@@ -187,7 +187,5 @@ def _table(rows: list[dict[str, Any]], factors: Sequence[str]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", use_byte_stream_split=False)
-    os.replace(temporary, path)
+    with complete_or_absent(path) as partial:
+        pq.write_table(table, partial, compression="zstd", use_byte_stream_split=False)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import Results
 from immiscible_policy.evaluation.variance_components import mean_t
+from immiscible_policy.files import save_figure
 
 # Plain inference is a full line, coupled inference a dashed one.
 STYLES = {"none": "-", "warm": "--", "two_pass": ":"}
@@ -99,5 +100,5 @@ def _save(figure: Figure, axes: Any, path: Path) -> bool:
         return False
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path, dpi=140)
     return True

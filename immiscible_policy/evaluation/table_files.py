@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.files import write_json
+from immiscible_policy.files import write_json, write_text
 
 
 def write_table(
@@ -20,10 +20,9 @@ def write_table(
         content: numbers of the rows, in full, for the JSON file.
         note: what a reader has to know, below the table.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("md", "tex", "json")]
-    paths[0].write_text(markdown(rows) + f"\n{note}\n")
-    paths[1].write_text(latex(rows))
+    write_text(paths[0], markdown(rows) + f"\n{note}\n")
+    write_text(paths[1], latex(rows))
     write_json(paths[2], {"note": note, "rows": json.loads(json.dumps(list(content)))})
     return paths
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from immiscible_policy.files import complete_or_absent
 
 _CAPTION_HEIGHT = 20
 _MIN_CELL = 140  # room for the longest caption
@@ -43,7 +42,7 @@ def write_video(frames: Sequence[np.ndarray], path: str | Path, fps: float = 10)
         raise ValueError(f"fps must be positive, got {fps}")
     _check_frames("frames", frames, same_size=True)
     height, width = (side + side % 2 for side in frames[0].shape[:2])
-    with _complete_or_absent(path) as partial:
+    with complete_or_absent(path, keep_suffix=True) as partial:
         # macro_block_size=1: the sizes are even already, and the default of 16 would rescale the picture.
         # faststart puts the index in front, so that a browser plays it while loading.
         encoder = imageio_ffmpeg.write_frames(
@@ -120,7 +119,7 @@ def film_strip(
             if coverages is not None:
                 caption += f"  coverage {coverages[row][step]:.2f}"
             draw.text((left + 2, top + title_height + cell_size + 2), caption, fill=_INK, font=font)
-    with _complete_or_absent(path) as partial:
+    with complete_or_absent(path, keep_suffix=True) as partial:
         strip.save(partial, format="PNG")
     return path
 
@@ -146,18 +145,6 @@ def _cell(frame: np.ndarray, size: int) -> Image.Image:
 def _even(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
-@contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` only if the body succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_frames(name: str, frames: Sequence[np.ndarray], same_size: bool) -> None:

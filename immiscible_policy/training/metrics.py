@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from immiscible_policy.files import write_text
+
 
 class MetricsLogger:
     """Appends one JSON object a line to ``metrics.jsonl`` and mirrors numbers to the trackers.
@@ -39,9 +41,7 @@ class MetricsLogger:
         if not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record numbers under names such as ``train/loss``; NaN is stored as null, as JSON has no NaN."""

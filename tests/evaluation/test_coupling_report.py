@@ -9,7 +9,8 @@ from immiscible_policy.coupling import KNN, Independent, LinearAssignment
 from immiscible_policy.coupling.divergence import gaussian_fit_bias
 from immiscible_policy.coupling.miscibility import independent_distance, noise_clusters
 from immiscible_policy.coupling.survey import survey
-from immiscible_policy.evaluation.coupling_report import analyze, markdown, tracked_data, write_report, write_text
+from immiscible_policy.evaluation.coupling_report import analyze, markdown, tracked_data, write_report
+from immiscible_policy.files import write_text
 
 DATA = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 3

@@ -1,0 +1,53 @@
+"""Files that are whole or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from immiscible_policy.files import complete_or_absent, save_figure, write_json, write_text
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "text.txt"
+    with complete_or_absent(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+        assert partial.parent == path.parent
+        assert partial.suffix == ".tmp"
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with complete_or_absent(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_goes_by_the_suffix_gets_it(tmp_path: Path) -> None:
+    with complete_or_absent(tmp_path / "film.mp4", keep_suffix=True) as partial:
+        assert partial.suffix == ".mp4"
+        partial.touch()
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_have_the_format_of_their_suffix(tmp_path: Path, suffix: str, start: bytes) -> None:
+    path = tmp_path / f"figure.{suffix}"
+    save_figure(Figure(figsize=(1, 1)), path)
+    assert path.read_bytes().startswith(start)
+
+
+def test_json_has_null_where_a_number_is_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [1.5, float("inf")]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, None]}
