@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from image_diffusion.base_model import to_bytes
+from image_diffusion.base_model import from_bytes, to_bytes
 from image_diffusion.frozen import Frozen, frozen_inference, load_weights
 
 NO_VAE = "latent diffusion needs an autoencoder: python scripts/train_vae.py trains one on your images"
@@ -43,7 +43,7 @@ class Autoencoder(Frozen):
         parts = []
         with frozen_inference(images.device):
             for chunk in images.split(self._chunk(images.shape[-1])):
-                found = vae.encode(chunk.float().div(127.5).sub(1.0)).latent_dist
+                found = vae.encode(from_bytes(chunk)).latent_dist
                 mean = (found.mean.float() - self._shift) * self._scale
                 parts.append(torch.stack([mean, found.std.float() * self._scale], dim=1))
         return torch.cat(parts)

@@ -178,14 +178,34 @@ class ImageModel(nn.Module, ABC):
         Raises:
             ValueError: labels for a model without classes, out of range, or guidance that it was not trained for.
         """
-        condition = self.condition(len(seeds), labels)
-        network = self.guided(guidance_scale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = self.sample_shape(len(seeds))
+        return self.draw(generators, labels, num_inference_steps, guidance_scale)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        generators: Sequence[torch.Generator],
+        labels: Labels | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        **start: Any,
+    ) -> Tensor:
+        """Images, one for each CPU generator; all that samples goes through here.
+
+        Args:
+            labels, num_inference_steps, guidance_scale: as in ``sample``.
+            start: ``noise`` or ``hold`` of ``Objective.sample``.
+
+        Returns:
+            (n, C, H, W) uint8 on the CPU.
+        """
+        condition = self.condition(len(generators), labels)
+        network = self.guided(guidance_scale)
+        shape = self.sample_shape(len(generators))
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         # A list of generators is what diffusers takes for a batch; each draws on the CPU, whatever the device.
-        sample = self.objective.sample(network, shape, condition, steps, generators, self.device)  # type: ignore[arg-type]
-        return self.to_images(sample)
+        each: Any = list(generators)
+        return self.to_images(self.objective.sample(network, shape, condition, steps, each, self.device, **start))
 
     def default_labels(self, n: int) -> list[int] | None:
         """Labels of n images that nobody gave any: all classes in turn; None for a model without."""
@@ -248,6 +268,16 @@ class ImageModel(nn.Module, ABC):
 def draw_mirrored(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Which of n training images to mirror, (n, 1, 1, 1) bool, each with chance 1/2."""
     return torch.rand(n, 1, 1, 1, device=device, generator=generator) < 0.5
+
+
+def mirror_at_random(images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Images (n, C, H, W), each mirrored with chance 1/2."""
+    return torch.where(draw_mirrored(len(images), images.device, generator), images.flip(-1), images)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Bytes 0..255 as float32 -1..1, on their device."""
+    return images.float().div_(127.5).sub_(1.0)
 
 
 def to_bytes(sample: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from image_diffusion.autoencoder import Autoencoder, load_autoencoder
-from image_diffusion.base_model import ImageModel, Labels, draw_mirrored
+from image_diffusion.base_model import ImageModel, Labels, draw_mirrored, mirror_at_random
 from image_diffusion.data import ImageDataset
 from image_diffusion.frozen import load_weights
 from image_diffusion.latent_data import LatentImages
@@ -88,7 +88,7 @@ class LatentModel(ImageModel):
     def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents of bytes (B, C, H, W), drawn from the autoencoder's posterior; see ``ImageModel.prepare``."""
         if self.flip:
-            images = torch.where(draw_mirrored(len(images), images.device, generator), images.flip(-1), images)
+            images = mirror_at_random(images, generator)
         return _drawn(self.autoencoder.posterior(images), generator)
 
     def training_data(self, batch: Mapping[str, Tensor], generator: torch.Generator | None) -> Tensor:

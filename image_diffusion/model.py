@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from image_diffusion.base_model import CONFIG_NAME, ImageModel, draw_mirrored, to_bytes
+from image_diffusion.base_model import CONFIG_NAME, ImageModel, from_bytes, mirror_at_random, to_bytes
 from image_diffusion.latent_model import load_latent_model
 from image_diffusion.networks import build_network
 from image_diffusion.pipelines import write_pipeline
@@ -51,13 +51,11 @@ class PixelModel(ImageModel):
     def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See ``ImageModel.prepare``: float32 in [-1, 1]."""
         data = self.encode(images)
-        if self.flip:
-            data = torch.where(draw_mirrored(len(data), data.device, generator), data.flip(-1), data)
-        return data
+        return mirror_at_random(data, generator) if self.flip else data
 
     def encode(self, images: Tensor) -> Tensor:
         """Bytes 0..255 as -1..1."""
-        return images.float().div_(127.5).sub_(1.0)
+        return from_bytes(images)
 
     def to_images(self, sample: Tensor) -> Tensor:
         return to_bytes(sample)

@@ -110,14 +110,5 @@ def paint(
     if (sampled.flatten(-2).all(-1) & ~mask.flatten(-2).all(-1)).any():
         raise ValueError("mask: keeps nothing of an image: every latent holds pixels that are to be painted")
     hold = Hold(known, ~sampled.to(model.device), held.to(model.device))
-    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
-    sample = model.objective.sample(
-        model.guided(guidance_scale),
-        model.sample_shape(len(images)),
-        model.condition(len(images), labels),
-        steps,
-        generators,  # type: ignore[arg-type]
-        model.device,
-        hold=hold,
-    )
-    return torch.where(mask, model.to_images(sample), images)
+    painted = model.draw(generators, labels, num_inference_steps, guidance_scale, hold=hold)
+    return torch.where(mask, painted, images)

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from image_diffusion.base_model import draw_mirrored, to_bytes
+from image_diffusion.base_model import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling, Independent
@@ -79,9 +79,9 @@ class VaeTraining(nn.Module):
             coupling: not used; there is no diffusion here.
             generator: for flips and for the latents that are drawn from the posterior.
         """
-        images = batch["image"].float().div(127.5).sub(1.0)
+        images = from_bytes(batch["image"])
         if self.flip:
-            images = torch.where(draw_mirrored(len(images), images.device, generator), images.flip(-1), images)
+            images = mirror_at_random(images, generator)
         posterior = self.vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, device=images.device, generator=generator)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
@@ -94,7 +94,7 @@ class VaeTraining(nn.Module):
         device = next(self.parameters()).device
         parts = []
         for chunk in images.split(ENCODED_AT_ONCE):
-            latents = self.vae.encode(chunk.to(device).float().div(127.5).sub(1.0)).latent_dist.mean
+            latents = self.vae.encode(from_bytes(chunk.to(device))).latent_dist.mean
             parts.append(to_bytes(self.vae.decode(latents).sample))
         return torch.cat(parts)
 
@@ -105,7 +105,7 @@ class VaeTraining(nn.Module):
         chosen = torch.linspace(0, len(data) - 1, min(len(data), N_MEASURED)).long().unique().to(data.device)
         total, square, count = 0.0, 0.0, 0
         for part in chosen.split(ENCODED_AT_ONCE):
-            images = data.batch(part)["image"].to(device).float().div(127.5).sub(1.0)
+            images = from_bytes(data.batch(part)["image"].to(device))
             posterior = self.vae.encode(images).latent_dist
             noise = torch.randn(posterior.mean.shape, device=device, generator=generator)
             latents = (posterior.mean + posterior.std * noise).double()

@@ -78,10 +78,15 @@ class _Measures:
     config: ImageEvaluation
 
 
+def _configuration(arms: Arms) -> Any:
+    """Of the baseline's first training."""
+    run = next(iter(arms.values()))[0]
+    return OmegaConf.to_container(OmegaConf.load(run.run_dir / ".hydra" / "config.yaml"), resolve=True)
+
+
 def _measures(arms: Arms, settings: Mapping[str, Any], device: str) -> _Measures:
     """From the configuration of the baseline's first training, with an evaluation's settings changed."""
-    run = next(iter(arms.values()))[0]
-    saved: Any = OmegaConf.to_container(OmegaConf.load(run.run_dir / ".hydra" / "config.yaml"), resolve=True)
+    saved = _configuration(arms)
     known = {field.name for field in fields(ImageEvaluation)}
     config = ImageEvaluation(**saved["evaluation"])
     config = replace(config, metrics=("fd",), **{name: settings[name] for name in settings if name in known})
@@ -124,7 +129,9 @@ def _perturbation(
     """Stability against perturbed noise, and pictures of the first training seed's models."""
     models = _models(arms, place.device)
     how = Perturbation(**settings)
-    extractor = _measures(arms, {}, place.device).extractor
+    first = next(iter(next(iter(models.values())).values()))
+    config = ImageEvaluation(**_configuration(arms)["evaluation"])
+    extractor = build_extractor(config, first.image_size, first.channels, place.device)
     stability = perturbation_stability(models, range(seed, seed + n_images), extractor, how)
     plot_stability(stability, place.path("stability.png"))
     written = [*place.write("stability", stability.markdown(), stability.to_json()), place.path("stability.png")]

@@ -17,7 +17,6 @@ def start_noise(model: ImageModel, seeds: Sequence[int]) -> tuple[Tensor, list[t
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]), generators
 
 
-@torch.no_grad()
 def draw_from(
     model: ImageModel,
     noise: Tensor,
@@ -26,14 +25,4 @@ def draw_from(
     num_inference_steps: int | None = None,
 ) -> Tensor:
     """Images (n, C, H, W) uint8 on the CPU of noise (n, ...), one generator each for a sampler's own draws."""
-    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
-    sample = model.objective.sample(
-        model.network,
-        tuple(noise.shape),
-        model.condition(len(noise), labels),
-        steps,
-        list(generators),  # type: ignore[arg-type]
-        model.device,
-        noise=noise.to(model.device),
-    )
-    return model.to_images(sample)
+    return model.draw(generators, labels, num_inference_steps, noise=noise.to(model.device))
