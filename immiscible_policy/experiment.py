@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from immiscible_policy import grid_run
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import collect_results
 from immiscible_policy.experiment_cell import (
@@ -24,7 +25,7 @@ from immiscible_policy.experiment_cell import (
     measure_cell,
 )
 from immiscible_policy.files import write_json
-from immiscible_policy.grid_run import is_locked, locked
+from immiscible_policy.grid_run import Progress, check_grid
 
 # Settings of an evaluation that may be lists, one evaluation for each combination.
 VARIED = ("num_inference_steps", "inference_coupling", "selection", "first_chunk", "known_only")
@@ -61,11 +62,7 @@ class Experiment:
                 f"baseline={self.baseline!r}: choose a level of the factor coupling "
                 f"({', '.join(self.factors.get('coupling', {})) or 'which is missing'})"
             )
-        empty = [name for name, levels in self.factors.items() if not levels]
-        if empty or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"seeds={list(self.seeds)} must be different ones, and factors have levels; empty: {empty}"
-            )
+        check_grid(self.factors, self.seeds)
         for settings in self.evaluations:  # which refuses what is not allowed
             _evaluation_configs(settings)
             for name, levels in settings.get("only", {}).items():
@@ -116,14 +113,11 @@ def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
 
 
 @dataclass
-class Progress:
-    """What a process did."""
+class ExperimentProgress(Progress):
+    """What a process did: also how many cells it trained, and evaluations it made."""
 
     trained: int = 0
     evaluated: int = 0
-    skipped: int = 0
-    elsewhere: int = 0
-    failed: list[str] = field(default_factory=list)
 
 
 def work_off(
@@ -132,7 +126,7 @@ def work_off(
     device: str = "auto",
     announce: Callable[[str], None] = print,
     cells: Sequence[Cell] | None = None,
-) -> Progress:
+) -> ExperimentProgress:
     """Train and evaluate every cell that is neither finished nor being worked on by another process.
 
     A cell that fails is reported and left for the next time; the others go on.
@@ -143,34 +137,25 @@ def work_off(
         announce: told a line at every beginning.
         cells: some of the experiment's; default all.
     """
-    progress = Progress()
+    trained = evaluated = 0
+
+    def work(cell: Cell, title: str, lock: int) -> None:
+        nonlocal trained, evaluated
+        if not cell.is_trained:
+            announce(f"{title}: training")
+            cell.train(device, lock)
+            trained += 1
+        for config in cell.missing(experiment.evaluation_configs(cell)):
+            announce(f"{title}: {evaluation_name(config)}")
+            evaluate_cell(cell, config, device)
+            evaluated += 1
+        for name in experiment.missing_measurements(cell):
+            announce(f"{title}: {name}")
+            measure_cell(cell, name, experiment.measurements[name], device)
+
     every = experiment.cells(folder) if cells is None else list(cells)
-    for number, cell in enumerate(every, 1):
-        title = f"[{number}/{len(every)}] {cell.folder.name}"
-        if is_done(experiment, cell):
-            progress.skipped += 1
-            continue
-        with locked(cell.folder) as lock:
-            if lock is None:
-                progress.elsewhere += 1
-                continue
-            try:
-                cell.check_overrides()
-                if not cell.is_trained:
-                    announce(f"{title}: training")
-                    cell.train(device, lock)
-                    progress.trained += 1
-                for config in cell.missing(experiment.evaluation_configs(cell)):
-                    announce(f"{title}: {evaluation_name(config)}")
-                    evaluate_cell(cell, config, device)
-                    progress.evaluated += 1
-                for name in experiment.missing_measurements(cell):
-                    announce(f"{title}: {name}")
-                    measure_cell(cell, name, experiment.measurements[name], device)
-            except (ValueError, OSError) as error:
-                progress.failed.append(cell.folder.name)
-                announce(f"{title}: failed: {error}")
-    return progress
+    progress = grid_run.work_off(every, lambda cell: is_done(experiment, cell), work, announce)
+    return ExperimentProgress(**asdict(progress), trained=trained, evaluated=evaluated)
 
 
 def status(experiment: Experiment, folder: Path) -> str:
@@ -178,9 +163,9 @@ def status(experiment: Experiment, folder: Path) -> str:
     cells = experiment.cells(folder)
     trained = sum(cell.is_trained for cell in cells)
     missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in cells)
-    running = [cell.folder.name for cell in cells if is_locked(cell.folder)]
-    line = f"{experiment.name}: {trained} of {len(cells)} trained, {missing} evaluations missing"
-    return line + (f", now working on {', '.join(running)}" if running else "")
+    return (
+        f"{experiment.name}: {trained} of {len(cells)} trained, {missing} evaluations missing{grid_run.running(cells)}"
+    )
 
 
 def is_done(experiment: Experiment, cell: Cell) -> bool:

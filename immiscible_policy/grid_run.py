@@ -8,15 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from immiscible_policy.files import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+R = TypeVar("R", bound="GridRun")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,61 @@ class GridRun:
         if result.returncode != 0:
             last = log_path.read_text(errors="replace").strip().splitlines()[-1:]
             raise ValueError(f"training ended with code {result.returncode}: {' '.join(last)} ({log_path})")
+
+
+def check_grid(factors: Mapping[str, Mapping[str, Sequence[str]]], seeds: Sequence[int]) -> None:
+    """Raise a ValueError for factors without levels, and for training seeds that are missing or not different."""
+    empty = [name for name, levels in factors.items() if not levels]
+    if empty or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)} must be different ones, and factors have levels; empty: {empty}")
+
+
+@dataclass
+class Progress:
+    """What a process did with a grid's runs: names of those that failed, and how many it left to others or as done."""
+
+    skipped: int = 0
+    elsewhere: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def work_off(
+    runs: Sequence[R],
+    is_done: Callable[[R], bool],
+    work: Callable[[R, str, int], None],
+    announce: Callable[[str], None],
+) -> Progress:
+    """Do the work of every run that is neither done nor being worked on by another process.
+
+    A run that fails is reported and left for the next time; the others go on.
+
+    Args:
+        work: (run, how to call it, lock) -> None, under the run's lock.
+        announce: told of failures.
+    """
+    progress = Progress()
+    for number, run in enumerate(runs, 1):
+        if is_done(run):
+            progress.skipped += 1
+            continue
+        title = f"[{number}/{len(runs)}] {run.folder.name}"
+        with locked(run.folder) as lock:
+            if lock is None:
+                progress.elsewhere += 1
+                continue
+            try:
+                run.check_overrides()
+                work(run, title, lock)
+            except (ValueError, OSError) as error:
+                progress.failed.append(run.folder.name)
+                announce(f"{title}: failed: {error}")
+    return progress
+
+
+def running(runs: Sequence[GridRun]) -> str:
+    """What is being worked on now, to end a line of status with; empty where nothing is."""
+    names = [run.folder.name for run in runs if is_locked(run.folder)]
+    return f", now working on {', '.join(names)}" if names else ""
 
 
 @contextmanager

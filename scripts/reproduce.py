@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from immiscible_policy import cli
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results_report import write_tables
-from immiscible_policy.experiment import Experiment, Progress, collect, status, work_off
+from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
 
 ACTIONS = ("run", "tables", "status")
 
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
         print(write_report(folder).path)
 
 
-def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> Progress:
+def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> ExperimentProgress:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     return work_off(experiment, folder, device)

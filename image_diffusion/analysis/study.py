@@ -15,7 +15,7 @@ from typing import Any
 
 from image_diffusion.base_model import ImageModel
 from image_diffusion.model import last_model_folder, load_image_model
-from immiscible_policy.grid_run import GridRun, is_locked, locked
+from immiscible_policy.grid_run import GridRun, check_grid, running, work_off
 from immiscible_policy.training.metrics import read_metrics
 
 
@@ -70,11 +70,7 @@ class Study:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        empty = [name for name, levels in self.factors.items() if not levels]
-        if empty or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"seeds={list(self.seeds)} must be different ones, and factors have levels; empty: {empty}"
-            )
+        check_grid(self.factors, self.seeds)
         for name, levels in self.only.items():
             if name not in self.factors:
                 raise ValueError(f"only.{name}: choose one of the factors {', '.join(self.factors)}")
@@ -138,28 +134,21 @@ def train_missing(
     Returns:
         How many were trained, and the names of those that failed.
     """
-    trained, failed = 0, []
-    for number, run in enumerate(runs, 1):
-        if run.is_trained:
-            continue
-        with locked(run.folder) as lock:
-            if lock is None or run.is_trained:  # or has been since
-                continue
-            title = f"[{number}/{len(runs)}] {run.folder.name}"
-            try:
-                run.check_overrides()
-                announce(f"{title}: training")
-                run.train(device, lock)
-                trained += 1
-            except (ValueError, OSError) as error:
-                failed.append(run.folder.name)
-                announce(f"{title}: failed: {error}")
-    return trained, failed
+    trained = 0
+
+    def work(run: ImageRun, title: str, lock: int) -> None:
+        nonlocal trained
+        if run.is_trained:  # by another process, since it was looked at
+            return
+        announce(f"{title}: training")
+        run.train(device, lock)
+        trained += 1
+
+    progress = work_off(runs, lambda run: run.is_trained, work, announce)
+    return trained, progress.failed
 
 
 def status(study: Study, folder: Path) -> str:
     """One line on how far the study's trainings are."""
     runs = study.trainings(folder)
-    running = [run.folder.name for run in runs if is_locked(run.folder)]
-    line = f"{study.name}: {sum(run.is_trained for run in runs)} of {len(runs)} trained"
-    return line + (f", now working on {', '.join(running)}" if running else "")
+    return f"{study.name}: {sum(run.is_trained for run in runs)} of {len(runs)} trained{running(runs)}"
