@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -26,7 +25,15 @@ from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
-from immiscible_policy.run_setup import check_dataset, plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.run_setup import (
+    begin_run,
+    check_dataset,
+    check_run_dir,
+    fit,
+    plain_settings,
+    prepare_run_dir,
+    trainer_config,
+)
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.precision import resolve_device
 
@@ -73,17 +80,14 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
 
     A resumed run continues from its last checkpoint, or goes straight to the end if training had ended.
     """
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    set_seed(cfg.seed)
+    begin_run(cfg)
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     monitor = ImageEvaluation(**plain_settings(cfg.monitor))
     final = ImageEvaluation(**plain_settings(cfg.evaluation))
     if "fd" not in monitor.metrics:
         raise ValueError(f"monitor.metrics={list(monitor.metrics)}: must contain fd, by which the best model is kept")
     main = os.environ.get("RANK", "0") == "0"
-    if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    check_run_dir(run_dir, resume)
     check_dataset(cfg, "format", "images")
     source = ImageSource.from_config(plain_settings(cfg.dataset))
     _, latent = split_settings(plain_settings(cfg.model))
@@ -133,10 +137,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         headline=f"evaluation/{key}",
         lower_is_better=True,
     )
-    if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
-        trainer.resume()
-    trainer.fit()
-    if not trainer.accelerator.is_main_process:
+    if not fit(trainer, resume):
         return {}
     averaged = trainer.averaged_model()
     if not shared:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -23,7 +22,15 @@ from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling, Independent
 from immiscible_policy.files import write_json
-from immiscible_policy.run_setup import check_dataset, plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.run_setup import (
+    begin_run,
+    check_dataset,
+    check_run_dir,
+    fit,
+    plain_settings,
+    prepare_run_dir,
+    trainer_config,
+)
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import replace_folder, staging_folder
 from immiscible_policy.training.precision import resolve_device
@@ -130,11 +137,8 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     The scaling factor that latent diffusion multiplies latents by is 1 over their standard deviation in the training
     data, as in Rombach et al., appendix G.
     """
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    set_seed(cfg.seed)
-    if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    begin_run(cfg)
+    check_run_dir(run_dir, resume)
     check_dataset(cfg, "format", "images")
     source = ImageSource.from_config(plain_settings(cfg.dataset))
     data = load_images(source)
@@ -155,10 +159,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
         return {"evaluation/psnr": psnr(images, found)}
 
     trainer = Trainer(model, data, Independent(), config, run_dir, evaluate=evaluate, headline="evaluation/psnr")
-    if resume and trainer.can_resume:
-        trainer.resume()
-    trainer.fit()
-    if not trainer.accelerator.is_main_process:
+    if not fit(trainer, resume):
         return {}
     averaged = trainer.averaged_model()
     generator = torch.Generator(trainer.device).manual_seed(cfg.seed)

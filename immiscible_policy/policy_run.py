@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -22,7 +21,7 @@ from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy_data import PolicyData, load_data
-from immiscible_policy.run_setup import plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.run_setup import begin_run, check_run_dir, fit, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
 from immiscible_policy.training.metrics import read_metrics
@@ -74,14 +73,11 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
 
     A resumed run continues from its last checkpoint, or goes straight to the final evaluation if training had ended.
     """
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    set_seed(cfg.seed)
+    begin_run(cfg)
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     final_config = EvaluationConfig(**plain_settings(cfg.evaluation))
     rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
-    if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    check_run_dir(run_dir, resume)
     record = run_dir / "demonstrations.json"
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data, coupling)
@@ -118,10 +114,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         validate=validate,
         evaluate=evaluate,
     )
-    if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
-        trainer.resume()
-    trainer.fit()
-    if not trainer.accelerator.is_main_process:
+    if not fit(trainer, resume):
         return {}
     evaluation = evaluate_policy(trainer.averaged_model(), final_config, run_dir / "media")
     summary = {

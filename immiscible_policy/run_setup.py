@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from omegaconf import DictConfig, OmegaConf
 
-from immiscible_policy.training import TrainerConfig
+from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.precision import resolve_device
 
 
@@ -28,6 +29,27 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
         options["steps"] = max(1, int(cfg.epochs * steps_per_epoch))
     options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
     return TrainerConfig(**options)
+
+
+def begin_run(cfg: DictConfig) -> None:
+    """CPU threads and the random seed of this process."""
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    set_seed(cfg.seed)
+
+
+def check_run_dir(run_dir: Path, resume: bool) -> None:
+    """Raise a ValueError for a folder that holds a run which is not to be resumed."""
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+
+
+def fit(trainer: Trainer, resume: bool) -> bool:
+    """Train to the end; returns whether this is the process that evaluates and writes."""
+    if resume and trainer.can_resume:  # a run killed before its first checkpoint starts again
+        trainer.resume()
+    trainer.fit()
+    return bool(trainer.accelerator.is_main_process)
 
 
 def check_dataset(cfg: DictConfig, key: str, kind: str) -> None:
