@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -47,6 +47,14 @@ def choices_like(group: str, default: str) -> list[str]:
     """Choices of a group that fit where ``default`` does: ``dataset`` holds images and demonstrations."""
     files = {path.stem: OmegaConf.load(path) for path in sorted((CONFIG_DIR / group).glob("*.yaml"))}
     return [name for name, content in files.items() if ("format" in content) == ("format" in files[default])]
+
+
+def check_action(cfg: DictConfig, actions: Sequence[str]) -> None:
+    """Raise a ValueError for an ``action`` that a script does not have, or no ``processes``."""
+    if cfg.action not in actions:
+        raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(actions)}")
+    if cfg.processes < 1:
+        raise ValueError(f"processes={cfg.processes}: must be at least 1")
 
 
 OmegaConf.register_new_resolver("group_choices", group_choices, replace=True)

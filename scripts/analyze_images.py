@@ -1,16 +1,16 @@
 """Train the image models of a study and analyse them: python scripts/analyze_images.py figure=curves processes=2"""
 
-import json
 from pathlib import Path
 
 import hydra
 import torch
 from joblib import Parallel, delayed
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from image_diffusion.analysis.analyses import analyze, check_analysis
 from image_diffusion.analysis.study import Study, status, train_missing
 from immiscible_policy import cli
+from immiscible_policy.run_setup import plain_settings
 from immiscible_policy.training.precision import resolve_device
 
 ACTIONS = ("run", "analyze", "status")
@@ -19,11 +19,8 @@ ACTIONS = ("run", "analyze", "status")
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="analyze_images", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    if cfg.action not in ACTIONS:
-        raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(ACTIONS)}")
-    if cfg.processes < 1:
-        raise ValueError(f"processes={cfg.processes}: must be at least 1")
-    study = Study(**json.loads(json.dumps(OmegaConf.to_container(cfg.figure, resolve=True))))
+    cli.check_action(cfg, ACTIONS)
+    study = Study(**plain_settings(cfg.figure))
     check_analysis(study)
     folder = Path(cfg.folder)
     if cfg.action == "run":

@@ -1,17 +1,17 @@
 """Run an experiment, a grid of trainings and evaluations: python scripts/reproduce.py experiment=table2 processes=2"""
 
-import json
 from pathlib import Path
 
 import hydra
 import torch
 from joblib import Parallel, delayed
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
+from immiscible_policy.run_setup import plain_settings
 
 ACTIONS = ("run", "tables", "status")
 
@@ -19,11 +19,8 @@ ACTIONS = ("run", "tables", "status")
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="reproduce", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    if cfg.action not in ACTIONS:
-        raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(ACTIONS)}")
-    if cfg.processes < 1:
-        raise ValueError(f"processes={cfg.processes}: must be at least 1")
-    experiment = Experiment(**json.loads(json.dumps(OmegaConf.to_container(cfg.experiment, resolve=True))))
+    cli.check_action(cfg, ACTIONS)
+    experiment = Experiment(**plain_settings(cfg.experiment))
     folder = Path(cfg.folder)
     if cfg.action == "run":
         done = Parallel(n_jobs=cfg.processes)(

@@ -89,11 +89,6 @@ def cell(interval: TInterval | None, form: str = ".3g", factor: float = 1.0) -> 
     return f"{mean} [{format(factor * interval.low, form)}, {format(factor * interval.high, form)}]"
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-
-
 def spread(n: int, at_most: int) -> list[int]:
     """At most so many of the indices 0 to n - 1, evenly spread, with both ends."""
     return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))

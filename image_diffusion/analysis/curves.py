@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from image_diffusion.analysis.arms import Comparison, cell, compare, markdown_table, spread
+from image_diffusion.analysis.arms import Comparison, cell, compare, spread
 from image_diffusion.metrics import Measurement, as_json
+from immiscible_policy.evaluation.table_files import markdown
 
 _SHOWN = 8  # columns of a table
 
@@ -77,4 +78,4 @@ class DistanceCurves:
             rows.append([f"`{arm}`", str(len(of_arm[0].seeds)), *(cell(row.mean, ".4g") for row in of_arm)])
             if any(row.difference is not None for row in of_arm):
                 rows.append(["difference", "", *(cell(row.difference, "+.3g") for row in of_arm)])
-        return "\n".join([*lines, *markdown_table(head, rows), ""])
+        return "\n".join([*lines, markdown([head, *rows])])

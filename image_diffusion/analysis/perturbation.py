@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_diffusion.analysis.arms import Comparison, Models, cell, compare, markdown_table, models_by_seed
+from image_diffusion.analysis.arms import Comparison, Models, cell, compare, models_by_seed
 from image_diffusion.analysis.from_noise import draw_from, start_noise
 from image_diffusion.base_model import ImageModel, Labels
 from image_diffusion.metrics import FeatureExtractor
 from image_diffusion.metrics.features import feature_batches
+from immiscible_policy.evaluation.table_files import markdown
 
 MIXINGS = ("added", "normalised")
 MEASURES = {
@@ -157,7 +158,7 @@ class PerturbationStability:
                     row = by_measure[measure][i][arm]
                     cells += [cell(row.mean), cell(row.difference, "+.3g")]
                 rows.append(cells)
-        return "\n".join([*lines, *markdown_table(head, rows), ""])
+        return "\n".join([*lines, markdown([head, *rows])])
 
 
 def perturbed_images(

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from image_diffusion.analysis.arms import Comparison, cell, compare, markdown_table, spread
+from image_diffusion.analysis.arms import Comparison, cell, compare, spread
+from immiscible_policy.evaluation.table_files import markdown
 
 _SHOWN = 8  # columns of a table
 
@@ -107,14 +108,13 @@ class TrainingCurves:
             f"`{self.key}` of the averaged weights; mean [95% t interval over training seeds], differences to "
             f"`{next(iter(self.curves))}` paired by seed.",
             "",
-            *markdown_table(["training steps:", "training seeds", *map(str, shown)], rows),
-            "",
+            markdown([["training steps:", "training seeds", *map(str, shown)], *rows]),
             "Training steps until the distance is reached (linear between measurements, its lowest so far), mean over "
             "the seeds [each], and the share of the baseline's, paired [95% t interval of its logarithm]:",
             "",
-            *markdown_table(["distance", *(f"`{arm}`" for arm in self.curves)], self._threshold_rows()),
+            markdown([["distance", *(f"`{arm}`" for arm in self.curves)], *self._threshold_rows()]),
         ]
-        return "\n".join([*lines, ""])
+        return "\n".join(lines)
 
     def _threshold_rows(self) -> list[list[str]]:
         rows = []
@@ -181,10 +181,10 @@ def final_table(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Fina
     lines = [
         "After training: mean [95% t interval over training seeds], differences paired by seed. " + note,
         "",
-        *markdown_table(["arm", "training seeds", *names], rows),
+        markdown([["arm", "training seeds", *names], *rows]),
     ]
     content = {name: {arm: asdict(row) for arm, row in rows.items()} for name, rows in found.items()}
-    return FinalTable("\n".join([*lines, ""]), content)
+    return FinalTable("\n".join(lines), content)
 
 
 def steps_until(curve: Mapping[int, float], target: float) -> float:

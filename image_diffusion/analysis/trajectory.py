@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_diffusion.analysis.arms import Comparison, Models, cell, compare, markdown_table, models_by_seed, spread
+from image_diffusion.analysis.arms import Comparison, Models, cell, compare, models_by_seed, spread
 from image_diffusion.base_model import ImageModel, Labels
 from immiscible_policy.diffusion import FlowMatching
+from immiscible_policy.evaluation.table_files import markdown
 
 STATISTICS = {
     "noise_norm": "|predicted noise| / sqrt(D), 1 for N(0, I)",
@@ -177,7 +178,7 @@ class TrajectoryStatistics:
             for arm in comparisons[0]:
                 cells = [cell(comparisons[i][arm].mean) for i in shown]
                 rows.append([statistic.replace("_", " "), f"`{arm}`", *cells])
-        return "\n".join([*lines, *markdown_table(["", "arm", *(f"call {i + 1}" for i in shown)], rows), ""])
+        return "\n".join([*lines, markdown([["", "arm", *(f"call {i + 1}" for i in shown)], *rows])])
 
 
 def trajectory_statistics(

@@ -16,6 +16,7 @@ import numpy as np
 
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, TargetRate
 from immiscible_policy.evaluation.moons import Protocol, Scores, eight_gaussians, evaluate, train
+from immiscible_policy.evaluation.table_files import markdown as markdown_table
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t, paired_difference_t
 from immiscible_policy.files import write_json
 
@@ -145,8 +146,7 @@ def markdown(content: Mapping[str, Any], floor: float) -> str:
         for title in ("one Euler step", "adaptive"):
             head += [title, "SD", "published", "difference"]
         rows = [[f"`{arm}`", str(len(arms[arm])), *_cells(condition, arm, arms)] for arm in ARMS if arms.get(arm)]
-        lines += [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-        lines.append("")
+        lines.append(markdown_table([head, *rows]))
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from image_diffusion.analysis.arms import cell, compare, markdown_table, models_by_seed, spread
+from image_diffusion.analysis.arms import cell, compare, models_by_seed, spread
 
 
 def test_means_and_paired_differences_are_those_of_student() -> None:
@@ -41,7 +41,6 @@ def test_cells() -> None:
     assert cell(rows["a"].mean, ".1f") == "2.0"
     assert cell(rows["b"].mean, ".1f", factor=10) == "25.0 [-38.5, 88.5]"
     assert cell(None) == ""
-    assert markdown_table(["x", "y"], [["1", "2"]]) == ["| x | y |", "| --- | --- |", "| 1 | 2 |"]
 
 
 def test_models_come_by_training_seed_and_make_equal_images(toys) -> None:
