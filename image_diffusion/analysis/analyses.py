@@ -20,6 +20,7 @@ from image_diffusion.analysis.plots import (
     plot_perturbed,
     plot_stability,
     plot_statistics,
+    plot_training_curves,
     plot_trajectory,
 )
 from image_diffusion.analysis.sampling_steps import PUBLISHED_STEPS, sampling_steps
@@ -32,7 +33,7 @@ from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
 from image_diffusion.metrics import DigitsCnn, FeatureExtractor, ReferenceStatistics
-from immiscible_policy.files import save_figure, write_json, write_text
+from immiscible_policy.files import write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
 """Arm -> its finished trainings; the baseline first."""
@@ -112,7 +113,7 @@ def _training_curves(
         {arm: {run.seed: run.curve(names[0]) for run in runs} for arm, runs in arms.items()},
         tuple(thresholds),
     )
-    save_figure(curves.figure(place.group), place.path("curves.png"))
+    plot_training_curves(curves, place.path("curves.png"))
     final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
     content = {**curves.to_json(), "final": final.content}
     return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]

@@ -14,6 +14,7 @@ from torch import Tensor
 from image_diffusion.analysis.arms import Comparison, spread
 from image_diffusion.analysis.curves import DistanceCurves
 from image_diffusion.analysis.perturbation import PerturbationStability, PerturbedImages
+from image_diffusion.analysis.training_curves import TrainingCurves
 from image_diffusion.analysis.trajectory import STATISTICS, Trajectory, TrajectoryStatistics
 from image_diffusion.analysis.tsne import PathMap
 from image_diffusion.base_model import to_bytes
@@ -57,6 +58,29 @@ def plot_curves(curves: DistanceCurves, path: Path, log: bool = True) -> None:
             _scale_by_factors(axes.set_xscale, axes.xaxis)
             if len(points) <= 10:
                 axes.set_xticks(points, [str(point) for point in points])
+    _finish(figure, [axes], path)
+
+
+def plot_training_curves(curves: TrainingCurves, path: Path) -> None:
+    """Distance against training steps, a colour an arm; thin lines are single training seeds.
+
+    Of two seeds the interval is wider than the figure and says no more than their lines, so it is drawn from three on.
+    """
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    comparisons = curves.comparisons()
+    for index, (arm, by_seed) in enumerate(curves.curves.items()):
+        rows = [comparisons[step][arm] for step in curves.steps]
+        label = _label(arm, len(by_seed))
+        _line(axes, np.array(curves.steps), rows, index, label, marker=False, band=len(by_seed) > 2)
+        for curve in by_seed.values():
+            if len(by_seed) > 1:
+                axes.plot(list(curve), list(curve.values()), color=f"C{index}", linewidth=0.6, alpha=0.5)
+    values = [value for by_seed in curves.curves.values() for curve in by_seed.values() for value in curve.values()]
+    axes.set(xlabel="training steps", ylabel=curves.key)
+    _scale_by_factors(axes.set_yscale, axes.yaxis)
+    # Of very different seeds the interval may go below 0.
+    axes.set_ylim(0.8 * min(values), 1.25 * max(values))
     _finish(figure, [axes], path)
 
 
@@ -163,13 +187,20 @@ def plot_paths(maps: Mapping[str, PathMap], path: Path) -> None:
 
 
 def _line(
-    axes: Any, points: np.ndarray, rows: Sequence[Comparison], index: int, label: str, marker: bool = True
+    axes: Any,
+    points: np.ndarray,
+    rows: Sequence[Comparison],
+    index: int,
+    label: str,
+    marker: bool = True,
+    band: bool = True,
 ) -> None:
     """A mean with its interval as a band; a mean without interval is a line alone."""
     means, low, high = (np.array([getattr(row.mean, name) for row in rows]) for name in ("mean", "low", "high"))
     color = f"C{index}"
     axes.plot(points, means, color=color, linewidth=1.8, marker="o" if marker else None, markersize=3, label=label)
-    axes.fill_between(points, low, high, color=color, alpha=0.15, linewidth=0)
+    if band:
+        axes.fill_between(points, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _scale_by_factors(set_scale: Callable[[str], None], axis: Any) -> None:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from image_diffusion.analysis.arms import Comparison, cell, compare, spread
 from immiscible_policy.evaluation.table_files import markdown
@@ -128,28 +127,6 @@ class TrainingCurves:
                 ]
             )
         return rows
-
-    def figure(self, title: str = "") -> Figure:
-        """Means with their intervals, and each training seed as a thin line."""
-        figure = Figure(figsize=(7, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        comparisons = self.comparisons()
-        for index, (arm, seeds) in enumerate(self.curves.items()):
-            means = [comparisons[step][arm].mean for step in self.steps]
-            label = f"{arm}, {len(seeds)} training seeds"
-            axes.plot(self.steps, [m.mean for m in means], color=f"C{index}", linewidth=2, label=label)
-            # Of two seeds the interval is wider than the figure and says no more than their lines.
-            if len(seeds) > 2:
-                low, high = ([getattr(m, end) for m in means] for end in ("low", "high"))
-                axes.fill_between(self.steps, np.maximum(low, 1e-9), high, color=f"C{index}", alpha=0.12, linewidth=0)
-            for curve in seeds.values():
-                axes.plot(list(curve), list(curve.values()), color=f"C{index}", linewidth=0.6, alpha=0.5)
-        lowest = min(value for seeds in self.curves.values() for curve in seeds.values() for value in curve.values())
-        axes.set(xlabel="training steps", ylabel=self.key, yscale="log", title=title)
-        axes.set_ylim(bottom=0.8 * lowest)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-        return figure
 
 
 @dataclass(frozen=True)
