@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from composing import composed
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Warmup
@@ -23,16 +22,9 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train_policy", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
 @pytest.mark.parametrize(("preset", "policy"), itertools.product(choices("preset"), choices("policy")))
 def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) -> None:
-    cfg = composed(f"preset={preset}", f"policy={policy}")
+    cfg = composed("train_policy", f"preset={preset}", f"policy={policy}")
     assert trainer_config(cfg, n_data=10_500).steps >= 1
     for part in ("rollout", "evaluation"):
         assert EvaluationConfig(**OmegaConf.to_container(cfg[part], resolve=True)).n_episodes >= 1  # type: ignore[arg-type]
@@ -44,7 +36,7 @@ def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) ->
 
 
 def test_the_state_preset_of_the_paper_is_the_released_configuration() -> None:
-    cfg = composed("preset=paper_state")
+    cfg = composed("train_policy", "preset=paper_state")
     config = trainer_config(cfg, n_data=10_500)
     assert config.steps == 3000 * 41
     assert (config.batch_size, config.learning_rate, config.betas, config.weight_decay) == (
@@ -66,7 +58,7 @@ def test_the_state_preset_of_the_paper_is_the_released_configuration() -> None:
 
 
 def test_the_image_preset_of_the_paper_is_the_released_configuration() -> None:
-    cfg = composed("preset=paper_image")
+    cfg = composed("train_policy", "preset=paper_image")
     config = trainer_config(cfg, n_data=165 * 64)
     assert config.steps == 3050 * 165
     assert (config.batch_size, config.learning_rate, config.betas, config.weight_decay, config.warmup_steps) == (
@@ -96,10 +88,10 @@ def test_the_image_preset_of_the_paper_is_the_released_configuration() -> None:
 
 
 def test_the_image_preset_is_for_a_small_machine() -> None:
-    cfg = composed("preset=image_small")
+    cfg = composed("train_policy", "preset=image_small")
     assert cfg.task.obs_type == "pixels_agent_pos"
     assert cfg.policy.encoder.name == "convnet"
-    assert composed("preset=image_small", "policy=image").policy.encoder.name == "resnet18"
+    assert composed("train_policy", "preset=image_small", "policy=image").policy.encoder.name == "resnet18"
 
 
 @pytest.mark.parametrize(
@@ -122,25 +114,27 @@ def test_the_image_preset_is_for_a_small_machine() -> None:
     ],
 )
 def test_couplings_by_name(overrides: list[str], expected: Coupling) -> None:
-    assert instantiate(composed(*overrides).coupling, _convert_="all") == expected
+    assert instantiate(composed("train_policy", *overrides).coupling, _convert_="all") == expected
 
 
 def test_objectives_build() -> None:
     for name in choices("objective"):
-        options = OmegaConf.to_container(composed(f"objective={name}").objective, resolve=True)
+        options = OmegaConf.to_container(composed("train_policy", f"objective={name}").objective, resolve=True)
         assert build_objective(options) is not None  # type: ignore[arg-type]
 
 
 def test_demonstrations_by_name() -> None:
     assert {"auto", "demonstrator", "human"} <= set(choices("dataset"))
-    auto, made, human = (composed(f"dataset={name}").dataset for name in ("auto", "demonstrator", "human"))
-    assert auto == composed().dataset
+    auto, made, human = (
+        composed("train_policy", f"dataset={name}").dataset for name in ("auto", "demonstrator", "human")
+    )
+    assert auto == composed("train_policy").dataset
     assert (auto.path, made.path, made.human, human.human, human.demonstrator) == (None,) * 5
     # The same ones under either name.
     assert auto.human == human.path
     assert auto.demonstrator == made.demonstrator
     # Other seeds are other stores: the folder of the one that the command fills.
-    seed = composed("dataset=demonstrator", "dataset.demonstrator.seed=5").dataset
+    seed = composed("train_policy", "dataset=demonstrator", "dataset.demonstrator.seed=5").dataset
     assert DemonstratorSet(**OmegaConf.to_container(seed.demonstrator, resolve=True)) == DemonstratorSet(  # type: ignore[arg-type]
         "data/pusht/demonstrator_seed5.zarr", 200, 5
     )

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from composing import composed
 
 from immiscible_policy import policy_data, policy_run
-from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import write_replay
 from immiscible_policy.policy import DiffusionPolicy, load_policy
@@ -48,13 +45,6 @@ TINY = (
 )
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train_policy", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their figures would take longer than all the rest."""
@@ -74,7 +64,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = composed(*TINY, f"dataset.path={store}")
+    cfg = composed("train_policy", *TINY, f"dataset.path={store}")
     summary = train_policy(cfg, tmp_path / "whole")
     assert summary["final"]["max_coverage"]["n"] == 2
     assert summary["final"]["length"]["mean"] == 12
@@ -116,7 +106,7 @@ def test_crops_are_drawn_from_the_loops_generator(store: Path, tmp_path: Path, m
         return encode(policy, observation, training, generator)
 
     monkeypatch.setattr(DiffusionPolicy, "encode", spy)
-    cfg = composed(*TINY, f"dataset.path={store}", "steps=1", "dataset.val_ratio=0")
+    cfg = composed("train_policy", *TINY, f"dataset.path={store}", "steps=1", "dataset.val_ratio=0")
     made: list[torch.Generator] = []
     fit = trainer.Trainer.fit
 
@@ -136,7 +126,7 @@ def test_demonstrations_of_poses_alone_are_drawn_as_the_environment_shows_them(t
     state = np.column_stack([rng.uniform(100, 400, (30, 4)), rng.uniform(0, 6, 30)]).astype(np.float32)
     episode: dict[str, np.ndarray] = {"state": state, "action": state[:, :2], "keypoint": np.zeros((30, 9, 2))}
     write_replay(tmp_path / "store.zarr", [episode])
-    cfg = composed(*TINY, "dataset.val_ratio=0", "task.goal_pose=[300.0, 200.0, 0.0]")
+    cfg = composed("train_policy", *TINY, "dataset.val_ratio=0", "task.goal_pose=[300.0, 200.0, 0.0]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_data, "locate_demonstrations", lambda *_: (tmp_path / "store.zarr", 1))
         data = load_data(cfg)
@@ -144,7 +134,7 @@ def test_demonstrations_of_poses_alone_are_drawn_as_the_environment_shows_them(t
     np.testing.assert_array_equal(data.train.observation["pixels"], expected)  # type: ignore[index]
     # A store that somebody else made may be of another task: its pictures are not made up.
     with pytest.raises(DataError, match="data/img is missing"):
-        load_data(composed(*TINY, f"dataset.path={tmp_path / 'store.zarr'}"))
+        load_data(composed("train_policy", *TINY, f"dataset.path={tmp_path / 'store.zarr'}"))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +147,7 @@ def test_demonstrations_of_poses_alone_are_drawn_as_the_environment_shows_them(t
 )
 def test_tasks_and_policies_that_do_not_fit_are_named(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_data(composed(*overrides, "dataset.path=nowhere"))
+        load_data(composed("train_policy", *overrides, "dataset.path=nowhere"))
 
 
 def test_pictures_are_read_only_where_they_are_needed(store: Path) -> None:
@@ -165,18 +155,18 @@ def test_pictures_are_read_only_where_they_are_needed(store: Path) -> None:
     chunk.write_bytes(b"damaged")
     assert load_replay(store).n_episodes == 2
     with pytest.raises(DataError, match="data/img"):
-        load_data(composed(*TINY, f"dataset.path={store}"))
+        load_data(composed("train_policy", *TINY, f"dataset.path={store}"))
 
 
 def test_an_image_policy_meets_the_wrong_environment(store: Path, tmp_path: Path) -> None:
     from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 
-    cfg = composed(*TINY, f"dataset.path={store}")
+    cfg = composed("train_policy", *TINY, f"dataset.path={store}")
     policy = build_policy(cfg, load_data(cfg)).eval()
     policy.task["obs_type"] = "state"
     with pytest.raises(ValueError, match=r"has shape \(5,\), the policy was trained on pictures and \(2,\)"):
         evaluate_policy(policy, EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
-    flat = composed("policy=mlp", "task=pusht_state", f"dataset.path={store}")
+    flat = composed("train_policy", "policy=mlp", "task=pusht_state", f"dataset.path={store}")
     policy = build_policy(flat, load_data(flat)).eval()
     policy.task["obs_type"] = "pixels_agent_pos"
     with pytest.raises(ValueError, match=r"has shape \{'pixels': \(96, 96, 3\).* was trained on \(5,\)"):
@@ -186,4 +176,4 @@ def test_an_image_policy_meets_the_wrong_environment(store: Path, tmp_path: Path
 
 def test_images_are_no_demonstrations() -> None:
     with pytest.raises(ValueError, match="not of a set of demonstrations; choose one of auto, demonstrator, human"):
-        load_data(composed("dataset=digits"))
+        load_data(composed("train_policy", "dataset=digits"))

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from composing import composed
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from image_diffusion.analysis.analyses import check_analysis
 from image_diffusion.analysis.study import Study
@@ -15,13 +14,6 @@ from immiscible_policy.diffusion import build_objective
 
 FIGURES = sorted(path.stem for path in (CONFIG_DIR / "figure").glob("*.yaml"))
 RUNS = sorted(path.stem for path in (CONFIG_DIR / "image_runs").glob("*.yaml"))
-
-
-def composed(config_name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose(config_name, list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
 
 
 def study(*overrides: str) -> Study:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from composing import composed
 from PIL import Image
 
 from image_diffusion.data import ImageSource, load_images
@@ -42,13 +40,6 @@ TINY = (
 )
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train_image", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
@@ -59,7 +50,7 @@ def test_every_method_trains_samples_and_summarises_under_any_coupling(
     method: str, coupling: str, tmp_path: Path
 ) -> None:
     small = ("objective.s0=2", "objective.s1=4") if method == "cm" else ()
-    summary = train_images(composed(f"method={method}", f"coupling={coupling}", *TINY, *small), tmp_path)
+    summary = train_images(composed("train_image", f"method={method}", f"coupling={coupling}", *TINY, *small), tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["coupling"] == summary["coupling"]
     assert summary["data"]["name"] == "digits"
     with Image.open(tmp_path / "media" / "samples_step=0000004.png") as picture:
@@ -80,7 +71,7 @@ class _KilledError(Exception):
 @pytest.mark.parametrize("method", ["ddim", "cm"])
 def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("objective.schedule=cm", "objective.s0=2", "objective.s1=4") if method == "cm" else ()
-    cfg = composed(f"method={method}", "coupling=knn", "network.dropout=0.1", *TINY, *small)
+    cfg = composed("train_image", f"method={method}", "coupling=knn", "network.dropout=0.1", *TINY, *small)
     train_images(cfg, tmp_path / "whole")
     save_state = trainer.save_state
 
@@ -103,7 +94,7 @@ def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path, mo
 
 
 def test_labels_are_used_where_asked_for(tmp_path: Path) -> None:
-    train_images(composed("model.class_conditional=true", *TINY), tmp_path)
+    train_images(composed("train_image", "model.class_conditional=true", *TINY), tmp_path)
     model = load_image_model(tmp_path / "checkpoints" / "step=0000004")
     assert model.n_classes == 10
     assert model.label_dropout == 0.1
@@ -112,7 +103,7 @@ def test_labels_are_used_where_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_is_complete(method: str) -> None:
-    cfg = composed(f"method={method}")
+    cfg = composed("train_image", f"method={method}")
     trainer_config(cfg, 50_000)
     if method.endswith("_paper"):
         assert cfg.trainer.ema_max_decay == 0.9999
@@ -123,10 +114,10 @@ def test_every_method_is_complete(method: str) -> None:
     ("method", "size"), [("ddim_paper", 35_746_307), ("fm_paper", 35_746_307), ("ddim", 700_000), ("cm", 700_000)]
 )
 def test_networks_have_their_sizes(method: str, size: int) -> None:
-    data = load_images(ImageSource.from_config(plain_settings(composed().dataset)))
+    data = load_images(ImageSource.from_config(plain_settings(composed("train_image").dataset)))
     if method.endswith("_paper"):
         data.image_size, data.channels = 32, 3
-    model = build_image_model(composed(f"method={method}"), data)
+    model = build_image_model(composed("train_image", f"method={method}"), data)
     found = sum(p.numel() for p in model.parameters())
     assert found == size if method.endswith("_paper") else abs(found - size) < 50_000
 
@@ -143,11 +134,11 @@ def test_networks_have_their_sizes(method: str, size: int) -> None:
 )
 def test_settings_that_do_not_fit_are_named(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        train_images(composed(*TINY, *overrides), tmp_path / "run")
+        train_images(composed("train_image", *TINY, *overrides), tmp_path / "run")
 
 
 def test_demonstrations_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"dataset: these settings are not of a set of images; choose one of .*cifar10.*digits"
     ):
-        train_images(composed("dataset=human"), tmp_path / "run")
+        train_images(composed("train_image", "dataset=human"), tmp_path / "run")

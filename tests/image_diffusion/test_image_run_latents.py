@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from composing import composed
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,7 +18,6 @@ from image_diffusion.latent_model import LatentModel
 from image_diffusion.model import load_image_model
 from image_diffusion.painting import build_mask, paint
 from image_diffusion.sampling import save_samples
-from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.training import trainer
 from immiscible_policy.training.metrics import read_metrics
 
@@ -48,13 +46,6 @@ TINY = (
 DIGITS = ("dataset.max_items=40",)
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train_image", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
 @pytest.fixture
 def captioned(tmp_path: Path) -> Path:
     """Twelve pictures with one to three captions each."""
@@ -73,7 +64,7 @@ def test_a_run_trains_samples_measures_and_paints(
     coupling: str, conditional: bool, cached: bool, make_vae: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = (f"model.class_conditional={conditional}", f"model.cache_latents={cached}", f"model.vae={make_vae()}")
-    cfg = composed("method=sd", f"coupling={coupling}", *TINY, *DIGITS, *settings)
+    cfg = composed("train_image", "method=sd", f"coupling={coupling}", *TINY, *DIGITS, *settings)
     summary = train_images(cfg, tmp_path / "run")
     assert summary["final"]
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
@@ -125,7 +116,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     cached: bool, make_vae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (f"model.vae={make_vae()}", f"model.cache_latents={cached}", "network.dropout=0.1", "dataset.flip=true")
-    cfg = composed("method=sd", "coupling=knn", *TINY, *DIGITS, *settings)
+    cfg = composed("train_image", "method=sd", "coupling=knn", *TINY, *DIGITS, *settings)
     train_images(cfg, tmp_path / "whole")
     killed_at_the_first_checkpoint(cfg, tmp_path / "broken", monkeypatch)
     train_images(cfg, tmp_path / "broken", resume=True)
@@ -137,7 +128,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 def test_a_run_does_not_go_on_with_another_autoencoder(
     make_vae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = composed("method=sd", *TINY, *DIGITS, f"model.vae={make_vae()}")
+    cfg = composed("train_image", "method=sd", *TINY, *DIGITS, f"model.vae={make_vae()}")
     killed_at_the_first_checkpoint(cfg, tmp_path / "run", monkeypatch)
     make_vae(scaling_factor=0.7, layers_per_block=2)
     with pytest.raises(ValueError, match="another autoencoder"):
@@ -154,6 +145,7 @@ def test_captions_train_a_model_of_prompts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cfg = composed(
+        "train_image",
         "method=sd_text",
         "dataset=folder",
         f"dataset.path={captioned}",
@@ -181,7 +173,9 @@ def test_captions_train_a_model_of_prompts(
 def test_fine_tuning_runs_from_a_pipeline(stable_diffusion_folder: Path, tmp_path: Path) -> None:
     options = [option for option in (*TINY, *DIGITS) if not option.startswith("network")]
     small = ("dataset=digits", "dataset.image_size=null", "batch_size=4", "trainer.learning_rate=1e-9")
-    cfg = composed("method=sd_finetune_paper", f"model.pretrained={stable_diffusion_folder}", *options, *small)
+    cfg = composed(
+        "train_image", "method=sd_finetune_paper", f"model.pretrained={stable_diffusion_folder}", *options, *small
+    )
     train_images(cfg, tmp_path / "run")
     name = Path("unet") / "diffusion_pytorch_model.safetensors"
     start = load_file(stable_diffusion_folder / name)
@@ -208,17 +202,17 @@ def test_what_is_missing_shows_before_data_is_read(
 
     monkeypatch.setattr(image_run, "load_images", read)
     with pytest.raises(ValueError, match=message):
-        train_images(composed("method=sd", *TINY, *overrides), tmp_path / "run")
+        train_images(composed("train_image", "method=sd", *TINY, *overrides), tmp_path / "run")
 
 
 def test_guidance_that_a_model_cannot_have_shows_before_training(make_vae: Callable[..., Path], tmp_path: Path) -> None:
     settings = (f"model.vae={make_vae()}", "model.class_conditional=false", "evaluation.guidance_scale=2")
     with pytest.raises(ValueError, match=r"guidance_scale=2 needs a model trained with classes"):
-        train_images(composed("method=sd", *TINY, *DIGITS, *settings), tmp_path / "run")
+        train_images(composed("train_image", "method=sd", *TINY, *DIGITS, *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_too_small_for_the_network_are_named(make_vae: Callable[..., Path], tmp_path: Path) -> None:
     settings = (f"model.vae={make_vae()}", "network.block_out_channels=[8,8,8,8]")
     with pytest.raises(ValueError, match=r"image_size / \(pixels of a latent\)=4 must be a multiple of 8"):
-        train_images(composed("method=sd", *TINY, *DIGITS, *settings), tmp_path / "run")
+        train_images(composed("train_image", "method=sd", *TINY, *DIGITS, *settings), tmp_path / "run")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from image_batches import Spy, images
 from torch import Tensor
 
 from image_diffusion.autoencoder import load_autoencoder
@@ -65,26 +66,6 @@ def make_model(make_vae: Callable[..., Path], request: pytest.FixtureRequest) ->
         return LatentModel(8, autoencoder, network, objective, **settings).eval()
 
     return make
-
-
-def images(n: int = 6, channels: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (n, channels, 8, 8), generator=generator, dtype=torch.uint8)
-
-
-class Spy:
-    """Stands in for a coupling; remembers what it was given and what it answered."""
-
-    uses_time = False
-
-    def __init__(self, inner: Coupling) -> None:
-        self.inner = inner
-        self.calls: list[tuple[Tensor, dict[str, Any], Tensor]] = []
-
-    def __call__(self, data: Tensor, **options: Any) -> Tensor:
-        noise = self.inner(data, **options)
-        self.calls.append((data, options, noise))
-        return noise
 
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(k=4), LinearAssignment()])

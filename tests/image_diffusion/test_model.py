@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from image_batches import Spy, images
 from torch import Tensor
 
 from image_diffusion.model import PixelModel, load_image_model, sample_in_batches, to_bytes
@@ -34,26 +35,6 @@ def model(method: str = "ddim", **options: Any) -> PixelModel:
     objective = {**OBJECTIVES[method], **options.pop("objective", {})}
     settings = {"network": UNET, "num_inference_steps": 3, **options}
     return PixelModel(8, settings.pop("channels", 1), objective=objective, **settings).eval()
-
-
-def images(n: int = 6, channels: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (n, channels, 8, 8), generator=generator, dtype=torch.uint8)
-
-
-class Spy:
-    """Stands in for a coupling; remembers what it was given and what it answered."""
-
-    uses_time = False
-
-    def __init__(self, inner: Coupling) -> None:
-        self.inner = inner
-        self.calls: list[tuple[Tensor, dict[str, Any], Tensor]] = []
-
-    def __call__(self, data: Tensor, **options: Any) -> Tensor:
-        noise = self.inner(data, **options)
-        self.calls.append((data, options, noise))
-        return noise
 
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(k=4), LinearAssignment()])

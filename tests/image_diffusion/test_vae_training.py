@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import composed
 from diffusers import AutoencoderKL
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from PIL import Image
 
 from image_diffusion.autoencoder import load_autoencoder
 from image_diffusion.data import ImageSource, load_images
 from image_diffusion.vae_training import VaeTraining, psnr, train_vae
-from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.training import trainer
 
 SETTINGS = {"block_out_channels": [8, 8], "latent_channels": 2, "norm_num_groups": 4, "mid_block_add_attention": False}
@@ -33,13 +30,6 @@ TINY = (
     "num_threads=1",
     "device=cpu",
 )
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train_vae", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
 
 
 def pictures(n: int) -> torch.Tensor:
@@ -66,7 +56,7 @@ def test_psnr_is_that_of_its_formula() -> None:
 
 
 def test_a_run_writes_an_autoencoder_whose_latents_have_unit_variance(tmp_path: Path) -> None:
-    cfg = composed(*TINY)
+    cfg = composed("train_vae", *TINY)
     summary = train_vae(cfg, tmp_path)
     assert summary["latent_shape"] == [2, 4, 4]
     data = load_images(ImageSource("digits", format="digits", max_items=40))
@@ -99,7 +89,7 @@ class _KilledError(Exception):
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = composed(*TINY)
+    cfg = composed("train_vae", *TINY)
     train_vae(cfg, tmp_path / "whole")
     save_state = trainer.save_state
 
@@ -128,4 +118,4 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
 def test_settings_that_do_not_fit_are_named(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     tiny = () if "dataset=human" in overrides else TINY
     with pytest.raises(ValueError, match=message):
-        train_vae(composed(*tiny, *overrides), tmp_path / "run")
+        train_vae(composed("train_vae", *tiny, *overrides), tmp_path / "run")
