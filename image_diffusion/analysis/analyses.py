@@ -246,5 +246,7 @@ def analyze(study: Study, folder: Path, device: str = "cpu") -> list[Path]:
     for group, arms in study.groups(folder):
         written += ANALYSES[study.analysis["name"]](arms, Place(target, group, device), **study.settings)
     if written:
-        write_json(target / "study.json", {**asdict(study), "command": " ".join(["python", *sys.argv])})
+        runs = {run.folder.name: run.provenance() for run in study.trainings(folder) if run.is_trained}
+        command = " ".join(["python", *sys.argv])
+        write_json(target / "study.json", {**asdict(study), "command": command, "runs": runs})
     return written

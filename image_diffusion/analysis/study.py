@@ -29,6 +29,13 @@ class ImageRun(GridRun):
         """``summary.json`` of the finished run."""
         return dict(json.loads((self.run_dir / "summary.json").read_text()))
 
+    def provenance(self) -> dict[str, Any]:
+        """What the finished run was made with, and how each of its final numbers was measured."""
+        summary, measured = self.summary, json.loads((self.run_dir / "evaluation.json").read_text())
+        made = {key: summary[key] for key in ("command", "versions", "precision", "num_threads", "parameters")}
+        records = {name: {k: v for k, v in one["record"].items() if k != "run"} for name, one in measured.items()}
+        return {**made, "pixels_hash": summary["data"]["pixels_hash"], "measurements": records}
+
     def curve(self, name: str) -> dict[int, float]:
         """A number of ``metrics.jsonl`` by training step; a resumed run's last word counts."""
         lines = read_metrics(self.run_dir / "metrics.jsonl")

@@ -49,7 +49,11 @@ def test_every_analysis_writes_table_numbers_and_figure(
         folder = Path("studies/digits") / name
         kinds = {path.suffix for path in folder.iterdir()}
         assert kinds == {".md", ".json", ".png"}
-        assert json.loads((folder / "study.json").read_text())["name"] == name
+        study = json.loads((folder / "study.json").read_text())
+        assert study["name"] == name
+        runs = study["runs"].values()
+        assert {"coupling=none", "coupling=knn"} <= {word for run in runs for word in run["command"].split()}
+        assert all(one["n_reference"] > 0 for run in runs for one in run["measurements"].values())
         for table in folder.glob("*.md"):
             assert "`knn_k4`" in table.read_text()
         for numbers in folder.glob("*.json"):
