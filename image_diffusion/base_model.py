@@ -165,9 +165,11 @@ class ImageModel(nn.Module, ABC):
     ) -> Tensor:
         """Images, one for each seed: the same seed gives the same image in whatever company it is sampled.
 
+        Except where ``objective.sampler`` is adaptive: it solves all seeds of a call as one system.
+
         Args:
             seeds: of the noise.
-            labels: one for each seed, for conditional models; None takes ``default_labels``.
+            labels: one for each seed, for conditional models; None takes ``seed_labels``.
             num_inference_steps: network calls a sample; default the model's.
             guidance_scale: w of classifier-free guidance, prediction + (w - 1) (prediction - unconditional one); above
                 1 it doubles the calls and needs a model trained with ``label_dropout``.
@@ -179,6 +181,7 @@ class ImageModel(nn.Module, ABC):
             ValueError: labels for a model without classes, out of range, or guidance that it was not trained for.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        labels = self.seed_labels(seeds) if labels is None else labels
         return self.draw(generators, labels, num_inference_steps, guidance_scale)
 
     @torch.no_grad()
@@ -193,7 +196,7 @@ class ImageModel(nn.Module, ABC):
         """Images, one for each CPU generator; all that samples goes through here.
 
         Args:
-            labels, num_inference_steps, guidance_scale: as in ``sample``.
+            labels, num_inference_steps, guidance_scale: as in ``sample``, but that no labels are ``default_labels``.
             start: ``noise`` or ``hold`` of ``Objective.sample``.
 
         Returns:
@@ -207,9 +210,13 @@ class ImageModel(nn.Module, ABC):
         each: Any = list(generators)
         return self.to_images(self.objective.sample(network, shape, condition, steps, each, self.device, **start))
 
+    def seed_labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """Labels of images that nobody gave any: all classes in turn, by the seeds; None for a model without."""
+        return None if self.n_classes is None else [seed % self.n_classes for seed in seeds]
+
     def default_labels(self, n: int) -> list[int] | None:
-        """Labels of n images that nobody gave any: all classes in turn; None for a model without."""
-        return None if self.n_classes is None else [i % self.n_classes for i in range(n)]
+        """Labels of n images of which nobody knows the seeds: those of seeds 0 to n - 1, see ``seed_labels``."""
+        return self.seed_labels(range(n))
 
     def labels_of(self, data: ImageDataset, indices: Tensor) -> Labels | None:
         """What the data says of its images, as ``sample`` takes it; None where the model or the data has no such."""

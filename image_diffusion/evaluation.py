@@ -23,6 +23,7 @@ from image_diffusion.metrics import (
     Pixels,
     RandomConv,
     ReferenceStatistics,
+    check_measurable,
     evaluate_features,
     reference_statistics,
 )
@@ -70,6 +71,10 @@ class ImageEvaluation:
             least = 2 if name == "n_samples" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        for name, least in (("num_inference_steps", 1), ("max_features", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}, or null")
 
 
 def build_extractor(config: ImageEvaluation, image_size: int, channels: int, device: str = "cpu") -> FeatureExtractor:
@@ -94,6 +99,41 @@ def build_extractor(config: ImageEvaluation, image_size: int, channels: int, dev
     if name == "random-conv":
         return RandomConv(channels, device=device)
     return Pixels((channels, image_size, image_size))
+
+
+def check_evaluation(
+    config: ImageEvaluation,
+    model: ImageModel,
+    n_reference: int,
+    device: str = "cpu",
+    name: str = "evaluation",
+    extractor: FeatureExtractor | None = None,
+) -> FeatureExtractor:
+    """Refuse, before the model is trained, what its evaluation would fail at; returns the extractor.
+
+    Args:
+        n_reference: images that the samples will be compared with.
+        device: that the extractor computes on.
+        name: of the settings, for messages.
+        extractor: that of the settings, where it is built already.
+
+    Raises:
+        ValueError: settings that do not suit each other, the model or the images, or weights that are missing.
+        ImportError: a package is missing.
+    """
+    most, steps = model.objective.max_steps, config.num_inference_steps
+    if most is not None and steps is not None and steps > most:
+        raise ValueError(f"{name}.num_inference_steps={steps}: this objective's sampler takes 1 to {most}, or null")
+    try:
+        model.check_guidance(config.guidance_scale)
+        if extractor is None:
+            extractor = build_extractor(config, model.image_size, model.channels, device)
+        check_measurable(config.metrics, extractor, config.n_samples, n_reference, max_features=config.max_features)
+        # What an extractor does not take shows in one image.
+        extractor(torch.zeros(1, model.channels, model.image_size, model.image_size, dtype=torch.uint8))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return extractor
 
 
 def batches_of(data: ImageDataset, batch_size: int = 250) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -17,12 +18,19 @@ from omegaconf import DictConfig
 
 from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
-from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference, evaluate_model
+from image_diffusion.evaluation import (
+    ImageEvaluation,
+    build_extractor,
+    check_evaluation,
+    data_reference,
+    evaluate_model,
+)
 from image_diffusion.latent_build import LatentParts, build_latent_model, load_parts, split_settings
 from image_diffusion.metrics import result_key, save_measurements
 from image_diffusion.model import PixelModel
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling
+from immiscible_policy.diffusion import OBJECTIVES
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.run_setup import (
@@ -37,7 +45,7 @@ from immiscible_policy.run_setup import (
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.precision import resolve_device
 
-# Images of a coupling's fit, which most couplings do not look at.
+# Images of a coupling's fit, where it looks at any.
 FIT_IMAGES = 20_000
 
 
@@ -75,6 +83,18 @@ def build_image_model(
     )
 
 
+def _check_objective(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of another objective, which a method brings when its objective alone is replaced."""
+    kind = OBJECTIVES.get(settings.get("name", ""))
+    foreign = [] if kind is None else sorted(set(settings) - {"name", *inspect.signature(kind).parameters})
+    if foreign:
+        raise ValueError(
+            f"objective.{foreign[0]}={settings[foreign[0]]}: objective.name={settings['name']} has no such setting. If "
+            "objective=... replaced the method's own, choose the method instead: ddim, fm (flow matching), cm "
+            "(consistency)"
+        )
+
+
 def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train, sample, evaluate and summarise; returns what ``summary.json`` holds.
 
@@ -86,27 +106,31 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     final = ImageEvaluation(**plain_settings(cfg.evaluation))
     if "fd" not in monitor.metrics:
         raise ValueError(f"monitor.metrics={list(monitor.metrics)}: must contain fd, by which the best model is kept")
+    if cfg.samples.n < 1:
+        raise ValueError(f"samples.n={cfg.samples.n}: must be at least 1")
     main = os.environ.get("RANK", "0") == "0"
     check_run_dir(run_dir, resume)
     check_dataset(cfg, "format", "images")
+    _check_objective(plain_settings(cfg.objective))
     source = ImageSource.from_config(plain_settings(cfg.dataset))
+    test_source = None if source.test_split is None else _test_source(source, cfg.get("validate_on"))
     _, latent = split_settings(plain_settings(cfg.model))
     parts = None if latent is None else load_parts(latent)  # what is missing shows before data is read
     data = load_images(source)
     model = build_image_model(cfg, data, coupling, parts)
-    for evaluation in (monitor, final):
-        model.check_guidance(evaluation.guidance_scale)
+    device = _device(cfg.device)
+    extractor = check_evaluation(monitor, model, len(data), device, "monitor")
+    # One pass over the data serves both evaluations where they look at the same features.
+    same_extractor = (monitor.extractor, monitor.weights) == (final.extractor, final.weights)
+    shared = same_extractor and monitor.max_features == final.max_features
+    check_evaluation(final, model, len(data), device, extractor=extractor if same_extractor else None)
     if main and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
-    _fit_coupling(coupling, model, data)
+    _fit_coupling(coupling, model, data, device)
     config = trainer_config(cfg, len(data))
     run_dir = prepare_run_dir(run_dir, cfg.device)
-    device = resolve_device(cfg.device)
     data.to(device)
     seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
-    extractor = build_extractor(monitor, data.image_size, data.channels, str(data.device))
-    # One pass over the data serves both evaluations where they look at the same features.
-    shared = all(getattr(monitor, name) == getattr(final, name) for name in ("extractor", "weights", "max_features"))
     wanted = replace(monitor, metrics=(*monitor.metrics, *final.metrics)) if shared else monitor
     reference = data_reference(data, extractor, wanted, progress=False) if main else None
 
@@ -122,8 +146,8 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     memory_limit = cfg.dataset.memory_limit if latent is None or latent.cache_latents else 0.0
     training_set = model.training_set(data, memory_limit, device)
     validate = None
-    if source.test_split is not None:
-        held_out = model.training_set(load_images(source.for_test()), memory_limit, device)
+    if test_source is not None:
+        held_out = model.training_set(load_images(test_source), memory_limit, device)
         validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=cfg.batch_size)
     key = result_key("fd", extractor.name, monitor.n_samples, len(data), extractor.canonical)
     trainer = Trainer(
@@ -140,8 +164,9 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if not fit(trainer, resume):
         return {}
     averaged = trainer.averaged_model()
+    if not same_extractor:
+        extractor = build_extractor(final, data.image_size, data.channels, device)
     if not shared:
-        extractor = build_extractor(final, data.image_size, data.channels, str(data.device))
         reference = data_reference(data, extractor, final)
     assert reference is not None
     measured = evaluate_model(averaged, reference, extractor, final, {"training_seed": cfg.seed, "step": trainer.step})
@@ -163,11 +188,34 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     return summary
 
 
-def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset) -> None:
-    """Show a coupling that asks for it (most do not) what it will pair."""
-    if type(coupling).fit is Coupling.fit:
+def _device(device: str) -> str:
+    """The device of this process, by its number where several processes have a GPU each."""
+    resolved = resolve_device(device)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several and resolved == "cuda" else resolved
+
+
+def _test_source(source: ImageSource, at_most: int | None) -> ImageSource:
+    """The test split, cut to ``max_items`` of the data and to ``validate_on`` images, evenly spaced over it."""
+    if at_most is not None and at_most < 1:
+        raise ValueError(f"validate_on={at_most}: must be at least 1, or null for all")
+    limits = [limit for limit in (source.max_items, at_most) if limit is not None]
+    return replace(source.for_test(), max_items=min(limits, default=None))
+
+
+def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset, device: str) -> None:
+    """Tell a coupling the size of the data set and show it what it asks for, which for most is nothing.
+
+    Args:
+        device: to encode images on.
+    """
+    coupling.fit_size(len(data))
+    if not coupling.fit_uses:
         return
-    chosen = torch.linspace(0, len(data) - 1, min(len(data), FIT_IMAGES)).long().unique()
-    upright = torch.cat([model.encode(data.batch(part)["image"]) for part in chosen.split(1024)])
-    labels = data.labels[chosen] if data.labels is not None else None
-    coupling.fit(upright * model.objective.data_scale, labels)
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), FIT_IMAGES)).long().unique().to(data.device)
+    labels = None if data.labels is None else data.labels[chosen].to(device)
+    shown = torch.empty(len(chosen), 0, device=device)  # stands for data that is not looked at
+    if "data" in coupling.fit_uses:
+        parts = [model.encode(data.batch(part)["image"].to(device)) for part in chosen.split(1024)]
+        shown = torch.cat(parts) * model.objective.data_scale
+    coupling.fit(shown, labels)

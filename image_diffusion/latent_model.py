@@ -146,11 +146,11 @@ class LatentModel(ImageModel):
             numbers = numbers.masked_fill(dropped, 0)
         return self.text(numbers)
 
-    def default_labels(self, n: int) -> list[int] | None:
-        """Labels of n images that nobody gave any: all prompts in turn, see ``ImageModel.default_labels``."""
+    def seed_labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """Labels of images that nobody gave any: all prompts in turn, see ``ImageModel.seed_labels``."""
         if self.text is None or self.prompts is None:
-            return super().default_labels(n)
-        return [i % len(self.prompts) for i in range(n)]
+            return super().seed_labels(seeds)
+        return [seed % len(self.prompts) for seed in seeds]
 
     def labels_of(self, data: ImageDataset, indices: Tensor) -> Labels | None:
         """See ``ImageModel.labels_of``; of a model of captions each image's first."""

@@ -73,8 +73,6 @@ def sample_in_batches(
     """``model.sample`` for many seeds, in batches (n, C, H, W) uint8; ``labels`` in options are for all seeds."""
     everything = list(seeds)
     labels = options.pop("labels", None)
-    if labels is None:
-        labels = model.default_labels(len(everything))
     for start in range(0, len(everything), batch_size):
         part = slice(start, start + batch_size)
         yield model.sample(everything[part], labels=None if labels is None else labels[part], **options)

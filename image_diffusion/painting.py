@@ -8,6 +8,7 @@ there (``diffusion.Hold``; the replacement method of Song et al., 2021, appendix
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from image_diffusion.base_model import ImageModel, Labels
+from image_diffusion.data import ImageDataError, ImageDataset, ImageSource, load_images
 from immiscible_policy.diffusion import Hold
 
 MASKS = ("centre", "surroundings")
@@ -66,6 +68,32 @@ def build_mask(name: str, size: int, share: float = 0.5) -> Tensor:
     return read_mask(Path(name), size)
 
 
+def load_folder(model: ImageModel, folder: Path, class_names: Sequence[str] | None) -> ImageDataset:
+    """Pictures of a folder in the model's size.
+
+    Args:
+        class_names: of the data that the model was trained on, in the order of its labels. The folder's own are taken
+            for labels only where all of them are among these: its own order would number them otherwise.
+
+    Raises:
+        ImageDataError: not a folder of images.
+    """
+    source = ImageSource(
+        folder.name,
+        format="folder",
+        path=str(folder),
+        image_size=model.image_size,
+        channels=model.channels,
+        label_column=None,
+    )
+    if class_names is not None:
+        try:
+            return load_images(replace(source, label_column="auto", class_names=class_names))
+        except ImageDataError:  # its subfolders are no classes; if more is wrong, that shows below
+            pass
+    return load_images(source)
+
+
 @torch.no_grad()
 def paint(
     model: ImageModel,
@@ -85,7 +113,7 @@ def paint(
         images: (n, C, H, W) uint8.
         mask: (H, W) or (n, 1, H, W) bool, True where to paint.
         seeds: one for each image.
-        labels: one for each image, for conditional models; see ``ImageModel.sample``.
+        labels: one for each image, for conditional models; None: by the seeds, see ``ImageModel.sample``.
         num_inference_steps: network calls; default the model's.
         guidance_scale: see ``ImageModel.sample``.
 
@@ -110,5 +138,6 @@ def paint(
     if (sampled.flatten(-2).all(-1) & ~mask.flatten(-2).all(-1)).any():
         raise ValueError("mask: keeps nothing of an image: every latent holds pixels that are to be painted")
     hold = Hold(known, ~sampled.to(model.device), held.to(model.device))
+    labels = model.seed_labels(seeds) if labels is None else labels
     painted = model.draw(generators, labels, num_inference_steps, guidance_scale, hold=hold)
     return torch.where(mask, painted, images)

@@ -1,7 +1,8 @@
-"""A diffusers pipeline for pixel models: flow matching, class labels, scaled data. Needs diffusers and torch alone."""
+"""A diffusers pipeline for pixel models: flow matching, PNDM, class labels, scaled data. Needs diffusers and torch."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -49,19 +50,21 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         size = self.unet.config.sample_size
         shape = (batch_size, self.unet.config.in_channels, size, size)
         device = self._execution_device
+        euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device)
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         sample = sample * self.scheduler.init_noise_sigma if hasattr(self.scheduler, "init_noise_sigma") else sample
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+        if euler:
             # Equal intervals; its own default spends the last step on the way from 0.001 to 0.
             self.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=device)
         else:
             self.scheduler.set_timesteps(steps, device=device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters and not euler
+        options = {"generator": generator} if takes_generator else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = self.scheduler.scale_model_input(sample, t) if self._scales else sample
             prediction = self.unet(scaled, t, class_labels=class_labels, return_dict=False)[0]
-            options = {} if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler) else {"generator": generator}
             sample = self.scheduler.step(prediction, t, sample, **options).prev_sample
         image = (sample / self.config.data_scale / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":

@@ -1,9 +1,9 @@
 """Trained models as diffusers pipelines, which other programs load without this package.
 
 Where a standard pipeline computes the same, it is that one: ``DDIMPipeline`` or ``DDPMPipeline`` for unconditional
-models, ``ConsistencyModelPipeline``, ``StableDiffusionPipeline`` for latents and CLIP. What they lack (flow matching in
-pixels, class labels with DDIM, scaled data) is in ``pipeline.py``, for latents (other text encoders, classes, none of
-both) in ``latent_pipeline.py``; they are copied into the folder as ``pipeline.py`` and loaded by
+models, ``ConsistencyModelPipeline``, ``StableDiffusionPipeline`` for latents and CLIP. What they lack (PNDM and flow
+matching in pixels, class labels with DDIM, scaled data) is in ``pipeline.py``, for latents (other text encoders,
+classes, none of both) in ``latent_pipeline.py``; they are copied into the folder as ``pipeline.py`` and loaded by
 ``DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)``.
 """
 
@@ -108,7 +108,8 @@ def standard_pipeline(unet: UNet2DModel, objective: Objective) -> Any:
     if isinstance(objective, Consistency):
         return ConsistencyModelPipeline
     if isinstance(objective, DDPM) and unet.config.num_class_embeds is None:
-        return DDIMPipeline if objective.sampler == "ddim" else DDPMPipeline
+        # PNDM's scheduler takes no generator, which both would hand it.
+        return {"ddim": DDIMPipeline, "ddpm": DDPMPipeline}.get(objective.sampler)
     return None
 
 

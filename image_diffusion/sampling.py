@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_diffusion.base_model import ImageModel, Labels
+from image_diffusion.base_model import ImageModel
 from immiscible_policy.files import complete_or_absent, write_json
 
 FORMATS = ("png", "npz")
@@ -51,12 +53,24 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
         make_image_grid(shown, rows, columns).save(partial, format="PNG")
 
 
+def grid_path(output: Path) -> Path:
+    """Where the grid of a folder of pictures goes: ``<output>_grid.png`` beside it, so not among them.
+
+    Raises:
+        ValueError: the root, beside which nothing is.
+    """
+    named = output if output.name not in ("", "..") else output.resolve()
+    if not named.name:
+        raise ValueError(f"output={output}: choose a folder with a name")
+    return named.with_name(f"{named.name}_grid.png")
+
+
 def save_samples(
     model: ImageModel,
     seeds: Sequence[int],
     folder: Path,
     format: str = "png",
-    labels: Labels | None = None,
+    labels_in_turn: Sequence[int | str] | None = None,
     batch_size: int = 250,
     record: dict[str, Any] | None = None,
     progress: bool = True,
@@ -64,24 +78,34 @@ def save_samples(
 ) -> list[Path]:
     """Sample an image for each seed and write them into ``folder``; a killed call goes on where it was.
 
+    A seed is an image, whatever else is drawn: labels follow the seeds, and ``objective.sampler=adaptive`` solves each
+    image by itself.
+
     Args:
         format: png: ``<seed>.png`` each | npz: ``samples.npz`` with ``arr_0`` (n, H, W, 3 or 1) uint8 in the order of
             the seeds, as guided-diffusion's evaluations read it, and ``seeds``.
-        labels: one for each seed, see ``ImageModel.sample``.
+        labels_in_turn: what ``ImageModel.sample`` takes as labels; seed s shows ``labels_in_turn[s % n]`` of these n.
+            None: all classes or prompts of the model, see ``ImageModel.seed_labels``.
+        batch_size: images at once.
         record: more to note in ``samples.json`` beside the settings of the samples.
-        options: further arguments of ``ImageModel.sample``.
+        options: further arguments of ``ImageModel.sample``, not ``labels``.
 
     Returns:
         the files, in the order of the seeds.
 
     Raises:
-        ValueError: an unknown format, a seed twice, or a folder with samples of other settings.
+        ValueError: an unknown format, a seed twice, no labels, or a folder with samples of other settings.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds: every image needs one of its own, and one is given twice")
-    labels = model.default_labels(len(seeds)) if labels is None else labels
+    if labels_in_turn is not None and not labels_in_turn:
+        raise ValueError("labels_in_turn: needs at least one, or None")
+    if labels_in_turn is None:
+        labels: Any = model.seed_labels(seeds)
+    else:
+        labels = [labels_in_turn[seed % len(labels_in_turn)] for seed in seeds]
     settings = {
         "model": model.config,
         "num_inference_steps": options.get("num_inference_steps") or model.num_inference_steps,
@@ -89,47 +113,66 @@ def save_samples(
         "guidance_scale": options.get("guidance_scale", 1.0),
         **(record or {}),
     }
-    _note_settings(folder, settings)
+    if labels is not None:
+        settings["labels_by_seed"] = "all in turn" if labels_in_turn is None else list(labels_in_turn)
+    if model.objective.sampler == "adaptive":
+        settings["batch_size"] = batch_size = 1  # it solves a batch as one system, so company would change the image
+    settings = json.loads(json.dumps(settings))
+    _check_settings(folder, settings)
     parts = folder / "parts" if format == "npz" else folder
     paths = [parts / f"{seed:08d}.png" for seed in seeds]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), desc="sample", unit="image", disable=not progress)
     for start in range(0, len(missing), batch_size):
         chosen = missing[start : start + batch_size]
-        picked: Any = None if labels is None else [labels[i] for i in chosen]
+        picked = None if labels is None else [labels[i] for i in chosen]
         images = model.sample([seeds[i] for i in chosen], labels=picked, **options)
+        if not (folder / RECORD).is_file():  # not before now: what cannot be drawn is not noted
+            write_json(folder / RECORD, settings)
         save_pictures(images, [paths[i] for i in chosen])
         bar.update(len(chosen))
     bar.close()
     if format == "png":
         return paths
-    everything = load_pictures(paths).permute(0, 2, 3, 1).numpy()
     target = folder / "samples.npz"
-    with complete_or_absent(target) as partial, partial.open("wb") as file:
-        np.savez(file, arr_0=everything, seeds=np.array(seeds))
-    for path in paths:
-        path.unlink()
-    parts.rmdir()
+    _write_npz(paths, seeds, target)
+    shutil.rmtree(parts)  # with what killed calls and calls of other seeds left in it
     return [target]
+
+
+def _write_npz(paths: Sequence[Path], seeds: Sequence[int], target: Path) -> None:
+    """Pictures of one size as ``arr_0`` (n, H, W, C) and their seeds, one picture in memory at a time."""
+    shape = (len(paths), *_read_picture(paths[0]).shape)
+    with complete_or_absent(target) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in paths:
+                file.write(_read_picture(path).tobytes())
+        with archive.open("seeds.npy", "w") as file:
+            np.lib.format.write_array(file, np.array(seeds))
 
 
 def load_pictures(paths: Sequence[Path]) -> Tensor:
     """Pictures of one size as (n, C, H, W) uint8."""
-    arrays = [np.asarray(Image.open(path)) for path in paths]
-    stacked = np.stack([array[..., None] if array.ndim == 2 else array for array in arrays])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack([_read_picture(path) for path in paths])).permute(0, 3, 1, 2).contiguous()
 
 
-def _note_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write ``samples.json``, or refuse a folder whose images were made otherwise."""
-    path, plain = folder / RECORD, json.loads(json.dumps(settings))
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [name for name in {**before, **plain} if before.get(name) != plain.get(name)]
-        if changed:
-            raise ValueError(
-                f"{folder} holds samples with another {', '.join(sorted(changed))}: take another folder, or remove it"
-            )
+def _read_picture(path: Path) -> np.ndarray:
+    """A picture as (H, W, C) uint8."""
+    with Image.open(path) as image:
+        array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder whose ``samples.json`` says that its images were made otherwise."""
+    path = folder / RECORD
+    if not path.is_file():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, plain)
+    before = json.loads(path.read_text())
+    changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} holds samples with another {', '.join(sorted(changed))}: take another folder, or remove it"
+        )

@@ -120,6 +120,17 @@ class VaeTraining(nn.Module):
             count += latents.numel()
         return (square / count - (total / count) ** 2) ** 0.5
 
+    def set_scaling(self, data: ImageDataset, seed: int = 0) -> float:
+        """Note the factor that latent diffusion multiplies latents by, and return their standard deviation.
+
+        The factor is 1 over the deviation in ``data``, as in Rombach et al., appendix G; until it is set,
+        ``save_pretrained`` writes diffusers' own, which is Stable Diffusion's.
+        """
+        device = next(self.parameters()).device
+        std = self.latent_std(data, torch.Generator(device).manual_seed(seed))
+        self.vae.register_to_config(scaling_factor=1 / std)
+        return std
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers AutoencoderKL."""
         self.vae.save_pretrained(folder)
@@ -134,8 +145,7 @@ def psnr(images: Tensor, others: Tensor) -> float:
 def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train an autoencoder and write it to ``run_dir/vae``; returns what ``summary.json`` holds.
 
-    The scaling factor that latent diffusion multiplies latents by is 1 over their standard deviation in the training
-    data, as in Rombach et al., appendix G.
+    Every autoencoder that it writes, those in ``checkpoints`` too, has the scaling factor of its own latents.
     """
     begin_run(cfg)
     check_run_dir(run_dir, resume)
@@ -153,6 +163,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     data.to(resolve_device(cfg.device))
 
     def evaluate(averaged: VaeTraining, step: int) -> dict[str, float]:
+        averaged.set_scaling(data, cfg.seed)  # the trainer saves it next
         found = averaged.reconstruct(images)
         pairs = torch.cat([images[:8], found[:8]])
         save_grid(pairs, run_dir / "media" / f"reconstructions_step={step:07d}.png", columns=min(8, len(images)))
@@ -162,9 +173,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     if not fit(trainer, resume):
         return {}
     averaged = trainer.averaged_model()
-    generator = torch.Generator(trainer.device).manual_seed(cfg.seed)
-    std = averaged.latent_std(data, generator)
-    averaged.vae.register_to_config(scaling_factor=1 / std)
+    std = averaged.set_scaling(data, cfg.seed)
     staging = staging_folder(run_dir / "vae")
     averaged.save_pretrained(staging)
     replace_folder(staging, run_dir / "vae")

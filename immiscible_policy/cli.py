@@ -16,14 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from immiscible_policy.data.download import DownloadError
 from immiscible_policy.training import DivergedError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
-# What a user can cause: bad values (DataError and CheckpointError are ValueErrors), files, diverged training.
-EXPECTED = (ValueError, TypeError, OSError, DivergedError, gym.error.Error)
+# What a user can cause: bad values (DataError and CheckpointError are ValueErrors), files, an extra that is not
+# installed, a host out of reach, diverged training.
+EXPECTED = (ValueError, TypeError, OSError, ImportError, DownloadError, DivergedError, gym.error.Error)
 # Read before ``run`` sets the variable itself.
 WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
-# What may change when a run is resumed without changing its result.
+# What may change when a run is resumed without changing its result; the device among those of its kind.
 RESUME_OVERRIDES = ("resume", "device", "num_threads")
 
 
@@ -55,6 +57,12 @@ def check_action(cfg: DictConfig, actions: Sequence[str]) -> None:
         raise ValueError(f"action={cfg.action!r}: choose one of {', '.join(actions)}")
     if cfg.processes < 1:
         raise ValueError(f"processes={cfg.processes}: must be at least 1")
+
+
+def check_none_failed(failed: Sequence[str]) -> None:
+    """Raise a ValueError that names the runs of a grid that failed, so that its script ends with code 1."""
+    if failed:
+        raise ValueError(f"{len(failed)} of the runs failed, as said above: {', '.join(failed)}; start again to go on")
 
 
 OmegaConf.register_new_resolver("group_choices", group_choices, replace=True)

@@ -83,7 +83,8 @@ class Experiment:
                 )
 
     def missing_measurements(self, cell: Cell) -> list[str]:
-        return [name for name in self.measurements if not cell.measurement_file(name).is_file()]
+        """Those not made yet, or made with other settings."""
+        return [name for name, settings in self.measurements.items() if cell.measured_with(name) != dict(settings)]
 
     def evaluation_configs(self, cell: Cell) -> list[EvaluationConfig]:
         """Every evaluation of a cell."""
@@ -102,6 +103,11 @@ class Experiment:
 def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
     """All combinations of the settings that are lists."""
     lists = {k: v if isinstance(v, list | tuple) else [v] for k, v in settings.items() if k in VARIED}
+    for name, value in settings.items():
+        if isinstance(value, list | tuple) and name not in VARIED:
+            raise ValueError(f"evaluations: {name}={value}: may not be a list; those that may: {', '.join(VARIED)}")
+    if settings.get("n_videos"):
+        raise ValueError(f"evaluations: n_videos={settings['n_videos']}: an experiment's evaluations make no videos")
     fixed = {k: v for k, v in settings.items() if k != "only"}
     try:
         return [
@@ -177,7 +183,11 @@ def is_done(experiment: Experiment, cell: Cell) -> bool:
 def collect(experiment: Experiment, folder: Path) -> Path:
     """One tidy table of all that has been evaluated so far, ``results.parquet``; returns its path."""
     path = folder / "results.parquet"
-    finished = [(cell.folder, cell.levels, cell.seed) for cell in experiment.cells(folder) if cell.is_trained]
-    collect_results(experiment.name, finished, path)
+    trained = [cell for cell in experiment.cells(folder) if cell.is_trained]
+    wanted = {
+        cell.folder: [cell.evaluation_file(config).name for config in experiment.evaluation_configs(cell)]
+        for cell in trained
+    }
+    collect_results(experiment.name, [(cell.folder, cell.levels, cell.seed) for cell in trained], path, wanted)
     write_json(folder / "experiment.json", {**asdict(experiment), "command": " ".join(["python", *sys.argv])})
     return path

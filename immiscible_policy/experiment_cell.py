@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from envs.pusht.geometry import GOAL_POSE
 from envs.pusht.modes import symmetric_starts
 from immiscible_policy.coupling import Independent
 from immiscible_policy.coupling.spec import parse_coupling
@@ -49,10 +50,15 @@ class Cell(GridRun):
             coupling = parse_coupling(text).at_inference()
         except ValueError:
             return False
-        return not (isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
+        return not (coupling.fit_uses or isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
 
     def measurement_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+    def measured_with(self, name: str) -> dict[str, Any] | None:
+        """Settings of a measurement that was made; None where it was not."""
+        path = self.measurement_file(name)
+        return dict(json.loads(path.read_text())["settings"]) if path.is_file() else None
 
 
 def evaluation_name(config: EvaluationConfig) -> str:
@@ -63,6 +69,7 @@ def evaluation_name(config: EvaluationConfig) -> str:
         parts += [] if config.inference_coupling == "two_pass" else [f"first_{config.first_chunk}"]
         parts += ["known"] if config.known_only else []
     parts += [f"n{config.n_episodes}", f"from{config.seed_start}", f"noise{config.noise_seed}"]
+    parts += [] if config.mixed_precision == "auto" else [config.mixed_precision]
     return "-".join(parts)
 
 
@@ -82,7 +89,8 @@ def measure_cell(cell: Cell, name: str, settings: Mapping[str, int], device: str
 
 def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
     """Which way round the block the policy goes from symmetric starts."""
-    starts = symmetric_starts(settings.get("n_starts", 16), seed=0)
+    goal = policy.task.get("goal_pose")  # policies that were saved before tasks named it have the standard one
+    starts = symmetric_starts(settings.get("n_starts", 16), seed=0, goal_pose=tuple(goal or GOAL_POSE))
     trajectories = roll_policy(
         policy,
         starts,

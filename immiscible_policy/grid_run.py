@@ -138,28 +138,36 @@ def work_off(
 ) -> Progress:
     """Do the work of every run that is neither done nor being worked on by another process.
 
-    A run that fails is reported and left for the next time; the others go on.
+    A run that fails, in whatever way, is reported and left for the next time; the others go on. What another process
+    held is looked at once more at the end: it may have died, or only have asked whether the run was held.
 
     Args:
         work: (run, how to call it, lock) -> None, under the run's lock.
         announce: told of failures.
     """
     progress = Progress()
-    for number, run in enumerate(runs, 1):
-        if is_done(run):
-            progress.skipped += 1
-            continue
-        title = f"[{number}/{len(runs)}] {run.folder.name}"
-        with locked(run.folder) as lock:
-            if lock is None:
-                progress.elsewhere += 1
+    numbered = list(enumerate(runs, 1))
+    for is_last in (False, True):
+        elsewhere = []
+        for number, run in numbered:
+            if is_done(run):
+                progress.skipped += 1
                 continue
-            try:
-                run.check_overrides()
-                work(run, title, lock)
-            except (ValueError, OSError) as error:
-                progress.failed.append(run.folder.name)
-                announce(f"{title}: failed: {error}")
+            title = f"[{number}/{len(runs)}] {run.folder.name}"
+            with locked(run.folder) as lock:
+                if lock is None:
+                    elsewhere.append((number, run))
+                    continue
+                try:
+                    run.check_overrides()
+                    work(run, title, lock)
+                except Exception as error:
+                    progress.failed.append(run.folder.name)
+                    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+                    announce(f"{title}: failed: {kind}{error}")
+        numbered = elsewhere
+        if is_last:
+            progress.elsewhere = len(elsewhere)
     return progress
 
 

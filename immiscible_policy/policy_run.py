@@ -18,7 +18,7 @@ from immiscible_policy.data.windows import ActionWindows
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
-from immiscible_policy.files import write_json
+from immiscible_policy.files import write_json, write_text
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy_data import PolicyData, load_data
 from immiscible_policy.run_setup import begin_run, check_run_dir, fit, plain_settings, prepare_run_dir, trainer_config
@@ -90,13 +90,16 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))
     run_dir = prepare_run_dir(run_dir, cfg.device)
+    rollouts = run_dir / "rollouts.jsonl"
     if os.environ.get("RANK", "0") == "0":
         write_json(run_dir / record.name, data.source)
+        if rollouts.is_file():  # without a line that a kill has cut off, to which the next one would be glued
+            write_text(rollouts, "".join(json.dumps(line) + "\n" for line in read_metrics(rollouts)))
 
     def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
         report = evaluate_policy(model, rollout_config, progress=False)
         line = {"step": step, "settings": report["settings"], "episodes": report["episodes"]}
-        with open(run_dir / "rollouts.jsonl", "a") as file:
+        with open(rollouts, "a") as file:
             file.write(json.dumps(line) + "\n")
         metrics = report["metrics"]
         ends = {f"rollout/max_coverage_{end}": metrics["max_coverage"][end] for end in ("low", "high")}
@@ -150,7 +153,10 @@ def _draw_report(run_dir: Path) -> None:
 
 
 def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWindows) -> None:
-    """Show the coupling all it will pair."""
+    """Show the coupling all it will pair, where it has anything to learn from that."""
+    coupling.fit_size(len(windows))
+    if not coupling.fit_uses:
+        return
     with torch.no_grad():
         # In parts: all pictures of all windows at once would be gigabytes.
         parts = []
@@ -172,7 +178,7 @@ def last_policy_folder(folder: Path) -> Path:
     saved = saved_models(folder / "checkpoints")
     if not saved:
         raise ValueError(
-            f"checkpoint={folder}: neither a policy folder (config.json, model.safetensors) nor a run folder"
+            f"{folder}: neither a policy folder (config.json, model.safetensors) nor a run folder with a saved policy"
         )
     return saved[-1]
 

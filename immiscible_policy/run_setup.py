@@ -25,7 +25,8 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
     if cfg.epochs is not None:
-        steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"])
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # each takes a batch of its own
+        steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"] * processes)
         options["steps"] = max(1, int(cfg.epochs * steps_per_epoch))
     options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
     return TrainerConfig(**options)

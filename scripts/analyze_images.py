@@ -22,12 +22,12 @@ def main(cfg: DictConfig) -> None:
     cli.check_action(cfg, ACTIONS)
     study = Study(**plain_settings(cfg.figure))
     check_analysis(study)
-    folder = Path(cfg.folder)
+    folder, failed = Path(cfg.folder), []
     if cfg.action == "run":
         runs = study.trainings(folder)
         done = Parallel(n_jobs=cfg.processes)(delayed(train_missing)(runs, cfg.device) for _ in range(cfg.processes))
         failed = sorted({name for _, names in done for name in names})
-        print(f"trained {sum(trained for trained, _ in done)}, failed {len(failed)} {' '.join(failed)}")
+        print(f"trained {sum(trained for trained, _ in done)}")
     print(status(study, folder))
     if cfg.action == "status":
         return
@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.num_threads)
     for path in analyze(study, folder, resolve_device(cfg.device)):
         print(path)
+    cli.check_none_failed(failed)
 
 
 if __name__ == "__main__":

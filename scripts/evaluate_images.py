@@ -4,9 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import (
@@ -21,10 +24,13 @@ from image_diffusion.evaluation import (
 )
 from image_diffusion.metrics import METRICS, save_measurements
 from image_diffusion.model import last_model_folder, load_image_model
-from immiscible_policy.cli import CONFIG_DIR
+from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain
+from immiscible_policy.data.download import DownloadError
 from immiscible_policy.run_setup import check_dataset, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
+# What a user can cause here beyond that: names of overrides, missing packages and weights, a solver that fails.
+FAILURES = (HydraException, OmegaConfBaseException, DownloadError, ImportError, ArithmeticError, *EXPECTED)
 TEXT = """\
 examples:
   python scripts/evaluate_images.py outputs/<date>/<time>_<name> -n 5000                    against its training data
@@ -51,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="path of the extractor's weights, for inception and clip")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first image drawn (default: 1000000)")
     parser.add_argument("--num-inference-steps", type=int, help="network calls an image (default: the model's)")
+    parser.add_argument("--batch-size", type=int, default=250, help="images drawn at once (default: 250)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1)")
     parser.add_argument("--output", type=Path, help="JSON file to write (default: <images>/metrics_<extractor>.json)")
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
@@ -65,6 +72,9 @@ def reference_data(arguments: argparse.Namespace) -> ImageDataset:
             cfg = compose("train_image", [f"dataset={arguments.dataset}", *arguments.overrides])
         check_dataset(cfg, "format", "images")
     elif saved.is_file():
+        stray = next((text for text in arguments.overrides if not text.startswith("dataset.")), None)
+        if stray is not None:
+            raise ValueError(f"{stray}: only settings of the reference data can be given, dataset.<name>=<value>")
         loaded = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(arguments.overrides))
         assert isinstance(loaded, DictConfig)
         cfg = loaded
@@ -75,7 +85,7 @@ def reference_data(arguments: argparse.Namespace) -> ImageDataset:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)  # overrides may stand before and behind options
     try:
         config = ImageEvaluation(
             tuple(arguments.metrics),
@@ -85,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.seed,
             arguments.num_inference_steps,
             arguments.guidance_scale,
+            batch_size=arguments.batch_size,
         )
         device = resolve_device(arguments.device)
         is_model = any((arguments.images / name).exists() for name in ("checkpoints", "image_model.json"))
@@ -101,8 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = arguments.images if arguments.images.is_dir() else arguments.images.parent
         output = arguments.output or folder / f"metrics_{extractor.name}.json"
         save_measurements(output, measured)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (BadZipFile, EOFError) as error:
+        print(f"error: {arguments.images}: damaged or half-written file ({error})", file=sys.stderr)
+        return 1
+    except FAILURES as error:
+        print(f"error: {explain(error, 'train_image')}", file=sys.stderr)
         return 1
     print(f"{arguments.images}:")
     print(measurement_table(measured))

@@ -21,15 +21,13 @@ ACTIONS = ("run", "tables", "status")
 def main(cfg: DictConfig) -> None:
     cli.check_action(cfg, ACTIONS)
     experiment = Experiment(**plain_settings(cfg.experiment))
-    folder = Path(cfg.folder)
+    folder, failed = Path(cfg.folder), []
     if cfg.action == "run":
         done = Parallel(n_jobs=cfg.processes)(
             delayed(_work)(experiment, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
         )
         failed = sorted({name for progress in done for name in progress.failed})
-        print(
-            f"trained {sum(p.trained for p in done)}, evaluated {sum(p.evaluated for p in done)}, failed {len(failed)}"
-        )
+        print(f"trained {sum(p.trained for p in done)}, evaluated {sum(p.evaluated for p in done)}")
     print(status(experiment, folder))
     if cfg.action == "status":
         return
@@ -37,6 +35,7 @@ def main(cfg: DictConfig) -> None:
         print(path)
     if any(cell.is_trained for cell in experiment.cells(folder)):
         print(write_report(folder).path)
+    cli.check_none_failed(failed)
 
 
 def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> ExperimentProgress:

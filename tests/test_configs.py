@@ -35,6 +35,12 @@ def test_every_preset_with_every_policy_is_complete(preset: str, policy: str) ->
     assert cfg.task.legacy is True
 
 
+def test_epochs_count_the_batches_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    cfg = composed("train_policy", "preset=paper_state")
+    assert trainer_config(cfg, n_data=10_500).steps == 3000 * (10_500 // (4 * 256))
+
+
 def test_the_state_preset_of_the_paper_is_the_released_configuration() -> None:
     cfg = composed("train_policy", "preset=paper_state")
     config = trainer_config(cfg, n_data=10_500)

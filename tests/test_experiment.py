@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from immiscible_policy import grid_run
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.evaluation.results_report import write_tables
@@ -171,6 +172,45 @@ def test_a_failing_cell_is_named_and_the_others_go_on(store: Path, tmp_path: Pat
     assert "coupling=nothing: choose one of" in announced[-1]
 
 
+def test_no_failure_of_a_cell_ends_the_others(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(cell: Cell, device: str, lock: int) -> None:
+        raise RuntimeError(f"out of memory in {cell.folder.name}")
+
+    monkeypatch.setattr(Cell, "train", breaks)
+    announced: list[str] = []
+    progress = work_off(Experiment(**settings(store)), tmp_path, "cpu", announced.append)
+    assert progress.failed == ["keypoints-none-seed0", "keypoints-knn-seed0"]
+    assert announced[-1].endswith("failed: RuntimeError: out of memory in keypoints-knn-seed0")
+
+
+def test_a_cell_that_its_worker_left_is_taken_up_at_the_end(store: Path, tmp_path: Path) -> None:
+    experiment = Experiment(**settings(store))
+    first, second = experiment.cells(tmp_path)
+    first.folder.mkdir(parents=True)
+    worked: list[str] = []
+    holder = locked(first.folder)
+    holder.__enter__()
+
+    def work(cell: Cell, title: str, lock: int) -> None:
+        worked.append(cell.folder.name)
+        if len(worked) == 1:
+            holder.__exit__(None, None, None)
+
+    progress = grid_run.work_off([first, second], lambda cell: False, work, print)
+    assert worked == [second.folder.name, first.folder.name]
+    assert (progress.elsewhere, progress.skipped) == (0, 0)
+
+
+def test_a_measurement_with_other_settings_is_made_anew(tmp_path: Path) -> None:
+    experiment = Experiment("x", {"coupling": {"none": []}}, [0], [], measurements={"modes": {"n_starts": 16}})
+    cell = experiment.cells(tmp_path)[0]
+    assert experiment.missing_measurements(cell) == ["modes"]
+    cell.folder.mkdir(parents=True)
+    for n_starts, missing in ((4, ["modes"]), (16, [])):
+        cell.measurement_file("modes").write_text(json.dumps({"settings": {"n_starts": n_starts}}))
+        assert experiment.missing_measurements(cell) == missing
+
+
 def test_a_folder_made_with_other_settings_is_refused(store: Path, tmp_path: Path) -> None:
     cell = Experiment(**settings(store)).cells(tmp_path)[0]
     cell.folder.mkdir(parents=True)
@@ -199,7 +239,8 @@ def test_lists_in_evaluations_are_combined_and_named_apart() -> None:
     experiment = Experiment("x", {"coupling": {"none": []}}, [0], evaluations)
     configs = experiment.evaluation_configs(experiment.cells(Path("folder"))[0])
     assert len(configs) == 6  # the last is among the first
-    assert len({evaluation_name(config) for config in configs}) == 6
+    configs += [EvaluationConfig(mixed_precision="fp32"), EvaluationConfig()]
+    assert len({evaluation_name(config) for config in configs}) == 8
     assert evaluation_name(EvaluationConfig(num_inference_steps=4)) == "steps4-none-n200-from100000-noise0"
 
 
@@ -231,6 +272,8 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"evaluations": [{"only": {"seed": [1]}}]}, r"only.seed=\[1\]: choose a list out of 0"),
         ({"evaluations": [{"only": {"steps": [1]}}]}, r"only.steps: choose seed or one of coupling"),
         ({"evaluations": [{"steps": 3}]}, r"evaluations: .*'steps'"),
+        ({"evaluations": [{"n_episodes": [10, 20]}]}, r"evaluations: n_episodes=\[10, 20\]: may not be a list"),
+        ({"evaluations": [{"n_videos": 2}]}, r"evaluations: n_videos=2: an experiment's evaluations make no videos"),
         ({"evaluations": [{"inference_coupling": "hot"}]}, r"mode='hot': choose one of none, warm, two_pass"),
     ],
 )
@@ -252,6 +295,7 @@ def test_a_cell_without_a_choice_to_make_is_not_evaluated_as_coupled(tmp_path: P
         "KNN(k=2)": [warm, other],
         "Warmup(KNN(k=8), start=0, anneal_to={'k': 1}, anneal_over=5)": [other],
         "SeedCache(n_data=9)": [other],
+        "LinearAssignment(condition_weight=ClusteredConditions())": [other],
         "LinearAssignment()": [warm, other],
     }
     for text, expected in texts.items():

@@ -32,7 +32,7 @@ from image_diffusion.analysis.tsne import map_paths
 from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
-from image_diffusion.metrics import DigitsCnn, FeatureExtractor, ReferenceStatistics
+from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, ReferenceStatistics
 from immiscible_policy.files import write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
@@ -102,10 +102,12 @@ def _training_curves(
     """Distance while training, and steps to a distance.
 
     Args:
-        metric: what the name of the number in ``metrics.jsonl`` begins with, after ``evaluation/``.
+        metric: what the name of the number in ``metrics.jsonl`` begins with, after ``evaluation/``. ``fd`` is also what
+            is called ``fid`` where it may be.
     """
     first = next(iter(arms.values()))[0]
-    names = [name for name in first.logged() if name.startswith(f"evaluation/{metric}_")]
+    measured = [name for name in first.logged() if name.startswith("evaluation/")]
+    names = [name for name in measured if _is_of(metric, name.removeprefix("evaluation/"))]
     if not names:
         raise ValueError(f"metric={metric!r}: {first.folder.name} has logged {', '.join(first.logged())}")
     curves = TrainingCurves(
@@ -117,6 +119,14 @@ def _training_curves(
     final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
     content = {**curves.to_json(), "final": final.content}
     return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]
+
+
+def _is_of(metric: str, key: str) -> bool:
+    """Whether a number's name, see ``metrics.result_key``, is one of this metric."""
+    if metric == "fd" and (key == "fid" or key.startswith("fid_")):
+        return True
+    longer = [name for name in METRICS if name.startswith(f"{metric}_")]  # fd_floor is no fd
+    return key.startswith(f"{metric}_") and not any(key.startswith(f"{name}_") for name in longer)
 
 
 def _perturbation(

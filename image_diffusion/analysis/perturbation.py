@@ -171,12 +171,12 @@ def perturbed_images(
 
     Args:
         seeds: one for each image.
-        labels: one for each image, for conditional models; None takes the model's ``default_labels``.
+        labels: one for each image, for conditional models; None takes the model's ``seed_labels``.
     """
     noise, _ = start_noise(model, seeds)
     draws = torch.stack([_perturbations(seed, noise.shape[1:], settings.n_draws) for seed in seeds])
     if labels is None:
-        labels = model.default_labels(len(seeds))
+        labels = model.seed_labels(seeds)
     everything = [noise[:, None]]
     everything += [settings.mix(noise[:, None], draws, weight) for weight in settings.weights]
     images = []

@@ -60,6 +60,7 @@ class Study:
         factors: name of a factor -> name of a level -> overrides of ``train_image.py``. All combinations are trained.
         seeds: training seeds, of every combination.
         train: overrides that all trainings share.
+        extra: more of them, which come after those of ``train`` and before those of the levels.
         compare: the factor whose levels are arms; each combination of the others is a table of its own.
         baseline: the arm that others are compared with.
         only: factor -> those of its levels that the study takes; the others' trainings belong to other studies.
@@ -72,12 +73,15 @@ class Study:
     seeds: Sequence[int]
     analysis: Mapping[str, Any]
     train: Sequence[str] = ()
+    extra: Sequence[str] = ()
     compare: str = "coupling"
     baseline: str = "none"
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_grid(self.factors, self.seeds)
+        if isinstance(self.extra, str):
+            raise ValueError(f"extra={self.extra!r}: must be a list of overrides, extra=['{self.extra}']")
         for name, levels in self.only.items():
             if name not in self.factors:
                 raise ValueError(f"only.{name}: choose one of the factors {', '.join(self.factors)}")
@@ -107,7 +111,7 @@ class Study:
 
     def trainings(self, folder: Path) -> list[ImageRun]:
         """All trainings; ``folder`` is that of all sets of runs."""
-        return ImageRun.grid(folder / self.runs, self.chosen, self.seeds, self.train)
+        return ImageRun.grid(folder / self.runs, self.chosen, self.seeds, [*self.train, *self.extra])
 
     def groups(self, folder: Path) -> Iterator[tuple[str, dict[str, list[ImageRun]]]]:
         """For every combination of the other factors its name and its arms' finished trainings, the baseline first.

@@ -193,7 +193,7 @@ def trajectory_statistics(
     Args:
         models: see ``arms.Models``.
         seeds: of the noises.
-        labels: one for each image, for conditional models; None takes the model's ``default_labels``.
+        labels: one for each image, for conditional models; None takes the model's ``seed_labels``.
         num_inference_steps: network calls; None takes each model's own, which must be the same.
 
     Raises:
@@ -226,9 +226,9 @@ def check_same_calls(arms: dict[str, dict[int, ImageModel]], num_inference_steps
 def batches(
     model: ImageModel, seeds: Sequence[int], labels: Labels | None, batch_size: int
 ) -> Iterator[tuple[list[int], Labels | None]]:
-    """Seeds and labels in batches; the model's ``default_labels`` where there are none."""
+    """Seeds and labels in batches; the model's ``seed_labels`` where there are none."""
     if labels is None:
-        labels = model.default_labels(len(seeds))
+        labels = model.seed_labels(seeds)
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         yield list(seeds[part]), None if labels is None else labels[part]

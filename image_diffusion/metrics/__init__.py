@@ -4,7 +4,7 @@ from image_diffusion.metrics.clip import ClipExtractor, ClipScorer, clip_score
 from image_diffusion.metrics.cmmd import cmmd
 from image_diffusion.metrics.digits_cnn import DigitsCnn
 from image_diffusion.metrics.efficientnet import EfficientNetLite0
-from image_diffusion.metrics.evaluate import METRICS, evaluate_features
+from image_diffusion.metrics.evaluate import METRICS, check_measurable, evaluate_features
 from image_diffusion.metrics.extractor import FeatureExtractor
 from image_diffusion.metrics.frechet import frechet_distance
 from image_diffusion.metrics.inception import Inception
@@ -34,6 +34,7 @@ __all__ = [
     "ReferenceStatistics",
     "RunningStatistics",
     "as_json",
+    "check_measurable",
     "clip_score",
     "cmmd",
     "evaluate_features",

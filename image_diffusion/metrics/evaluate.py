@@ -21,6 +21,7 @@ from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatist
 
 METRICS = ("fd", "fd_floor", "kid", "precision_recall", "density_coverage", "cmmd")
 _OF_PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}
+_OF_NEIGHBOURS = {"precision_recall", "density_coverage"}
 FRECHET_BIAS = "biased upwards at any n, by an amount that depends on the images: compare at equal n only"
 
 
@@ -167,7 +168,7 @@ def _add_pair_metrics(
         }
         results.add("kid", kid.value, n, m, kid.standard_error, (), drawn)
         results.add("kid_full", kid.full, n, m, kid.full_standard_error)
-    if {"precision_recall", "density_coverage"} & set(metrics):
+    if _OF_NEIGHBOURS & set(metrics):
         scores = neighbourhood_scores(generated, reference, k)
         notes = ("depends on n and k: compare at equal ones only",)
         if "precision_recall" in metrics:
@@ -199,6 +200,36 @@ def _cut_at(features: Tensor, done: int, fixed_n: Sequence[int]) -> Iterator[Ten
         yield features[start:stop]
 
 
+def check_measurable(
+    metrics: Sequence[str],
+    extractor: FeatureExtractor,
+    n_generated: int,
+    n_reference: int,
+    *,
+    k: int = 5,
+    kid_subset_size: int | None = None,
+    max_features: int | None = None,
+) -> None:
+    """Refuse beforehand what ``evaluate_features`` would refuse of so many images.
+
+    Raises:
+        ValueError: an argument that it does not take, or too few images for a metric; says how many it needs.
+    """
+    _check_arguments(metrics, extractor, (), k, 2, kid_subset_size, max_features, ())
+    least = {name: 2 for name in metrics}
+    # Halves of two images each.
+    least |= {"fd_floor": 4} if "fd_floor" in metrics else {}
+    least |= {"kid": max(3, kid_subset_size or 3)} if "kid" in metrics else {}
+    least |= {name: k + 1 for name in _OF_NEIGHBOURS & set(metrics)}
+    sides = {"n_samples": n_generated, "the number of reference images": n_reference}
+    for metric, needed in least.items():
+        for side, n in sides.items():
+            if n < needed and not (metric == "fd_floor" and side == "n_samples"):
+                raise ValueError(f"{side} must be at least {needed} for {metric}, got {n}")
+        if metric in _OF_PAIRS and max_features is not None and max_features < needed:
+            raise ValueError(f"max_features must be at least {needed} for {metric}, got {max_features}")
+
+
 def _check_arguments(
     metrics: Sequence[str],
     extractor: FeatureExtractor,
@@ -224,7 +255,7 @@ def _check_arguments(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if isinstance(generated, Tensor):
         needed = {"fixed_n": max(fixed_n, default=0)}
-        if {"precision_recall", "density_coverage"} & set(metrics):
+        if _OF_NEIGHBOURS & set(metrics):
             needed["k"] = k + 1
         for name, least in needed.items():
             if len(generated) < least:

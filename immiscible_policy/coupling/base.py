@@ -17,6 +17,9 @@ Source = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 """A noise distribution other than N(0, I): ``source((B, ...), generator) -> (B, ...)`` floats, rows independent."""
 
 
+FIT_ARGUMENTS = frozenset({"data", "condition"})
+
+
 @dataclass(frozen=True)
 class Context:
     """What a coupling may know of a batch beside data and noise; fields as in :meth:`Coupling.__call__`."""
@@ -141,6 +144,21 @@ class Coupling(ABC):
         Args:
             data: (N, ...) normalised data, the data set or a large sample of it.
             condition: (N, ...) vectors or (N,) labels.
+        """
+
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        """What :meth:`fit` looks at beside the data set's size: "data", "condition", both, or nothing.
+
+        Where data is costly to make, :meth:`fit_size` and a ``fit`` with what is named here do for a ``fit`` with all.
+        """
+        return frozenset() if type(self).fit is Coupling.fit else FIT_ARGUMENTS
+
+    def fit_size(self, n_data: int) -> None:  # noqa: B027 - most couplings need none
+        """Learn the size of the data set, which a ``fit`` with all of it would tell too. Most couplings need nothing.
+
+        Args:
+            n_data: all that training draws its batches from.
         """
 
     def for_validation(self) -> Coupling:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from immiscible_policy.coupling._checks import flat_rows
 from immiscible_policy.coupling._settings import require_count, require_number
+from immiscible_policy.coupling.base import FIT_ARGUMENTS
 
 LARGEST_WEIGHT = 1e8
 """Weights end here: the conditions then decide alone, and the costs still keep their digits in float64."""
@@ -52,6 +53,11 @@ class ConditionWeight(ABC):
 
     def fit(self, data: Tensor, condition: Tensor | None) -> None:  # noqa: B027 - not all need the data set
         """Learn what the weight needs of the data set; see :meth:`Coupling.fit`."""
+
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        """See :attr:`Coupling.fit_uses`."""
+        return frozenset() if type(self).fit is ConditionWeight.fit else FIT_ARGUMENTS
 
     def snapshot(self) -> ConditionWeight:
         """The same settings with a copy of the memory."""
@@ -206,6 +212,10 @@ class ClusteredConditions(ConditionWeight):
             fitted["components"] = components.float()
         self._state.clear()
         self._state.update(fitted)
+
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        return frozenset({"condition"})
 
     def features(self, condition: Tensor) -> Tensor:
         """(B, C) float32: each condition's cluster centre, in the space of the components."""

@@ -281,6 +281,11 @@ class LinearAssignment(Coupling):
         if isinstance(self.condition_weight, ConditionWeight):
             self.condition_weight.fit(data, condition)
 
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        weight = self.condition_weight
+        return weight.fit_uses if isinstance(weight, ConditionWeight) else frozenset()
+
     def for_validation(self) -> LinearAssignment:
         weight = self.condition_weight
         if isinstance(weight, ConditionWeight):

@@ -49,7 +49,7 @@ class SeedCache(Coupling):
     >>> noise = coupling(data_set[indices], indices=indices)
 
     Args:
-        n_data: size of the data set; None is the number of samples that :meth:`fit` is shown.
+        n_data: size of the data set; None is what :meth:`fit` or :meth:`fit_size` is told.
         n_caches: noises per datum, >= 1.
         metric: cost of a pair: "l2", "sqeuclidean", "l1" or "inner", as in LinearAssignment.
         solver: "exact", "auction", "greedy" (see :mod:`~immiscible_policy.coupling.solvers`), or a callable
@@ -62,7 +62,7 @@ class SeedCache(Coupling):
     Raises:
         ValueError: on construction for an argument outside these ranges; on call without ``indices``, for
             indices outside the data set or repeated, for a given ``noise``, or where neither ``n_data`` nor
-            :meth:`fit` told the size of the data set.
+            :meth:`fit` nor :meth:`fit_size` told the size of the data set.
     """
 
     n_data: int | None = None
@@ -152,7 +152,9 @@ class SeedCache(Coupling):
         """(B,) int64 places in the table on the CPU, checked."""
         n_data = self._size()
         if n_data is None:
-            raise ValueError("n_data must be given to SeedCache, or fit(data) be called with the whole data set")
+            raise ValueError(
+                "n_data must be given to SeedCache, or fit(data) be called with the whole data set, or fit_size(n_data)"
+            )
         if indices is None:
             raise ValueError("indices must be given to SeedCache: (B,) places of the samples in the data set, got None")
         rows = indices.detach().cpu().long()
@@ -203,16 +205,27 @@ class SeedCache(Coupling):
         Raises:
             ValueError: data has more samples than ``n_data``, or another number than the seeds were made for.
         """
-        size = len(data)
+        self.fit_size(len(data))
+
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        return frozenset()
+
+    def fit_size(self, n_data: int) -> None:
+        """Take the size of the data set, where ``n_data`` of the settings is None.
+
+        Raises:
+            ValueError: it is more than ``n_data`` of the settings, or not the number that the seeds were made for.
+        """
         if self.n_data is not None:
-            if size > self.n_data:
-                raise ValueError(f"data must have at most n_data={self.n_data} samples, got {size}")
+            if n_data > self.n_data:
+                raise ValueError(f"data must have at most n_data={self.n_data} samples, got {n_data}")
             return
-        known = self._state["seeds"].shape[0] if "seeds" in self._state else size
-        if size != known:
-            raise ValueError(f"data must have the {known} samples that the seeds were made for, got {size}")
-        require_count("the number of samples in data", size)
-        self._state["n_data"] = size
+        known = self._state["seeds"].shape[0] if "seeds" in self._state else n_data
+        if n_data != known:
+            raise ValueError(f"data must have the {known} samples that the seeds were made for, got {n_data}")
+        require_count("the number of samples in data", n_data)
+        self._state["n_data"] = n_data
 
     def for_validation(self) -> SeedCache:
         """A copy that exchanges noises within batches but remembers nothing of it.

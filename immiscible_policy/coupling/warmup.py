@@ -131,6 +131,13 @@ class Warmup(Coupling):
     def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
         self.coupling.fit(data, condition)
 
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        return self.coupling.fit_uses
+
+    def fit_size(self, n_data: int) -> None:
+        self.coupling.fit_size(n_data)
+
     def for_validation(self) -> Coupling:
         """What the next call would pair by, without counting calls."""
         current = self.current()

@@ -37,7 +37,9 @@ class DDPM(Objective):
             multistep kind, Stable Diffusion's own: S steps take S + 1 network calls; it clips nothing).
         timestep_spacing: which S of the T steps a sampler visits (Lin et al., 2024, table 2): trailing: T - 1 and down
             in strides of T / S | leading: 0 and up in strides of T // S, DDIM's linear selection, which with few steps
-            begins well below pure noise | linspace: both ends.
+            begins well below pure noise | linspace: both ends. ddim and pndm remove noise for a stride of T // S
+            whatever the spacing, which is not always where the next call looks: not with trailing where S does not
+            divide T (at most one of T steps beside it), nor with linspace. ddpm goes where the next call looks.
         variance_type: fixed_small | fixed_large, of the ancestral sampler's noise (Ho et al., section 3.2).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
         data_scale: see ``Objective``.
@@ -183,6 +185,8 @@ class DDPM(Objective):
                 f"steps={steps}: sampling takes 1 to {self.max_steps} steps with "
                 f"num_train_timesteps={self.num_train_timesteps}"
             )
+        if steps == 1 and self.timestep_spacing == "linspace":
+            raise ValueError("steps=1: timestep_spacing='linspace' would visit step 0 alone; choose trailing")
         scheduler = self.sampling_scheduler()
         scheduler.set_timesteps(steps, device=device)
         sample = initial_noise(shape, generator, device, noise)

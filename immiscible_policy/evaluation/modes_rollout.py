@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from envs.pusht.geometry import WINDOW_SIZE
 from envs.pusht.modes import first_contact, reset_states
-from immiscible_policy.data.windows import flat_observation
 from immiscible_policy.evaluation.evaluate import environment_factory
+from immiscible_policy.evaluation.history import ObservationHistory
 from immiscible_policy.evaluation.modes import Trajectories
 from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling, Planner
 from immiscible_policy.training.precision import autocast
 
-Act = Callable[[NDArray[np.float32], NDArray[np.intp]], NDArray[Any]]
-"""(observations (N, n_obs_steps, D), their worlds' numbers (N,)) -> actions (N, n_action_steps, 2) in pixels."""
+Act = Callable[[Tensor | dict[str, Tensor], NDArray[np.intp]], NDArray[Any]]
+"""(observations (N, n_obs_steps, ...) on the CPU, their worlds' numbers (N,)) -> (N, n_action_steps, 2) in pixels."""
 
 
 def roll_from_states(
@@ -33,7 +33,7 @@ def roll_from_states(
 
     Args:
         act: see ``Act``. The first observations repeat the episode's first.
-        env: a vector environment of PushT, flat observations, that resets finished worlds in the next step.
+        env: a vector environment of PushT that resets finished worlds in the next step.
         states: (n_starts, 5); the number of worlds is a multiple of n_starts.
         n_steps: control steps, fewer than end an episode.
 
@@ -51,19 +51,19 @@ def roll_from_states(
     begin = np.repeat(starts, n_worlds // len(starts), axis=0)
     legacy: bool = env.unwrapped.task.legacy  # type: ignore[attr-defined]
     observation, info = env.reset(options={"state": reset_states(begin, legacy)})
-    history = np.repeat(flat_observation(observation)[:, None], n_obs_steps, axis=1)
+    history = ObservationHistory(observation, n_obs_steps)
     samples, contacts = [_state(info)], [np.asarray(info["n_contacts"])]
     lengths, active = np.full(n_worlds, n_steps + 1), np.ones(n_worlds, bool)
     while active.any() and len(samples) <= n_steps:
         asked = np.flatnonzero(active)
-        chunk = np.asarray(act(history[asked], asked), np.float64)
+        chunk = np.asarray(act(history.rows(asked), asked), np.float64)
         if chunk.ndim != 3 or chunk.shape[::2] != (len(asked), 2) or not chunk.shape[1]:
             raise ValueError(f"act gave actions of shape {chunk.shape}; allowed: ({len(asked)}, n_action_steps, 2)")
         for step in range(min(chunk.shape[1], n_steps + 1 - len(samples))):
             actions = samples[-1][:, :2].clip(0.0, WINDOW_SIZE)  # those that have touched stay where they are
             actions[asked] = chunk[:, step]
             observation, _, terminated, truncated, info = env.step(actions)
-            history = np.concatenate([history[:, 1:], flat_observation(observation)[:, None]], axis=1)
+            history.push(observation)
             samples.append(_state(info))
             contacts.append(np.asarray(info["n_contacts"]))
             ended = active & (terminated | truncated) & (lengths > len(samples))
@@ -99,9 +99,11 @@ def policy_act(
         inference_coupling=inference_coupling,
     )
 
-    def act(history: NDArray[np.float32], worlds: NDArray[np.intp]) -> NDArray[Any]:
-        with autocast(precision, str(policy.device)):
-            chunk = planner.act(torch.from_numpy(history).to(policy.device), worlds.tolist())
+    def act(history: Tensor | dict[str, Tensor], worlds: NDArray[np.intp]) -> NDArray[Any]:
+        device = policy.device
+        seen = {k: v.to(device) for k, v in history.items()} if isinstance(history, dict) else history.to(device)
+        with autocast(precision, str(device)):
+            chunk = planner.act(seen, worlds.tolist())
         return chunk.float().cpu().numpy()
 
     return act

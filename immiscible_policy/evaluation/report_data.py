@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from immiscible_policy.coupling import __all__ as couplings
 from immiscible_policy.training.metrics import read_metrics
 
 REPORT = "report.html"
@@ -79,11 +80,11 @@ class RunRecord:
         """As the summary names it, else as the configuration builds it."""
         if self.summary is not None and "coupling" in self.summary:
             return str(self.summary["coupling"])
-        target = str(part(self.config, "coupling", "_target_") or "coupling unknown")
-        if target.startswith("immiscible_policy.coupling."):  # a report runs no other code that a file names
+        target = part(self.config, "coupling", "_target_")
+        if target is not None and _builds_couplings_alone(self.config["coupling"]):
             with contextlib.suppress(InstantiationException, OmegaConfBaseException):
                 return str(instantiate(self.config["coupling"], _convert_="all"))
-        return target.rpartition(".")[2]
+        return str(target or "coupling unknown").rpartition(".")[2]
 
     @property
     def seed(self) -> int | None:
@@ -137,6 +138,15 @@ def part(content: Any, *keys: str) -> Any:
 def mapping(content: Any) -> dict[str, Any]:
     """The content if it is a mapping, else an empty one."""
     return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+
+
+def _builds_couplings_alone(node: Any) -> bool:
+    """Whether all that ``instantiate`` would call for this node are public couplings: a report runs no other code."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        allowed = target is None or str(target) in {f"immiscible_policy.coupling.{name}" for name in couplings}
+        return allowed and all(_builds_couplings_alone(value) for value in node.values())
+    return not isinstance(node, Sequence) or isinstance(node, str) or all(map(_builds_couplings_alone, node))
 
 
 def is_run(folder: Path) -> bool:

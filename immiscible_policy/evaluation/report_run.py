@@ -147,7 +147,13 @@ def _extremes(episodes: Sequence[dict[str, Any]]) -> list[tuple[str, Sequence[di
 
 def _watch_command(run: RunRecord) -> str:
     settings = mapping(part(run.evaluation, "settings"))
-    options = [f"{name}={settings[name]}" for name in ("num_inference_steps", "noise_seed") if name in settings]
+    names = ["num_inference_steps", "noise_seed", "mixed_precision"]
+    if settings.get("inference_coupling", "none") != "none":
+        names += ["inference_coupling", "first_chunk", "selection", "known_only"]
+    given = {name: settings[name] for name in names if settings.get(name) is not None}
+    if "selection" in given:
+        given["selection"] = f"'{given['selection']}'"  # which has brackets, that Hydra would read itself
+    options = [f"{name}={value}" for name, value in given.items()]
     return run.command("eval_policy", f"checkpoint={run.path_for_commands()}", "n_episodes=1", "n_videos=1", *options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ SETTINGS = (
     "first_chunk",
     "known_only",
     "noise_seed",
+    "mixed_precision",
 )
 # What is measured of a policy besides episodes, None where it is not.
 RUN_MEASUREMENTS = ("modes", "prior_gap")
@@ -98,12 +99,19 @@ def write_evaluation(path: Path, report: Mapping[str, Any]) -> None:
     _write(table.replace_schema_metadata({"evaluation": json.dumps(content)}), path)
 
 
-def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], int]], path: Path) -> None:
+def collect_results(
+    name: str,
+    cells: Sequence[tuple[Path, Mapping[str, str], int]],
+    path: Path,
+    wanted: Mapping[Path, Collection[str]] | None = None,
+) -> None:
     """Join the evaluations of cells, and the rollouts made while they trained, in one table at ``path``.
 
     Args:
         name: of the experiment.
         cells: folder (with ``run/`` and ``evaluations/``), factor -> level, training seed.
+        wanted: folder -> file names of the evaluations to take; all of them where it is None. A folder may hold others,
+            made before an experiment was changed.
     """
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
@@ -130,14 +138,17 @@ def collect_results(name: str, cells: Sequence[tuple[Path, Mapping[str, str], in
         for place in (folder.resolve(), folder):
             runs[-1]["command"] = runs[-1]["command"].replace(str(place), usual)
         common = {**levels, "training_seed": seed}
-        rows += [{**common, **row} for row in _final_rows(folder, summary["steps"])]
+        files = [
+            p for p in sorted((folder / "evaluations").glob("*.parquet")) if not wanted or p.name in wanted[folder]
+        ]
+        rows += [{**common, **row} for row in _final_rows(files, summary["steps"])]
         rows += [{**common, **row} for row in _rollout_rows(folder / "run")]
     content = {"name": name, "factors": factors, "runs": runs}
     _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)
 
 
-def _final_rows(folder: Path, step: int) -> Iterator[dict[str, Any]]:
-    for path in sorted((folder / "evaluations").glob("*.parquet")):
+def _final_rows(files: Sequence[Path], step: int) -> Iterator[dict[str, Any]]:
+    for path in files:
         table = pq.read_table(path)
         settings = json.loads(table.schema.metadata[b"evaluation"])["settings"]
         for episode in table.to_pylist():
@@ -177,6 +188,7 @@ def _table(rows: list[dict[str, Any]], factors: Sequence[str]) -> pa.Table:
             *[(name, text) for name in ("sampler", "inference_coupling", "selection", "first_chunk")],
             ("known_only", pa.bool_()),
             ("noise_seed", pa.int32()),
+            ("mixed_precision", text),
             ("evaluation_seed", pa.int32()),
             *_NUMBERS.items(),
             ("success", pa.bool_()),

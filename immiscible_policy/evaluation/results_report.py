@@ -26,7 +26,8 @@ NOTE = (
 )
 GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
-    "initial state [95% interval], and success with and without."
+    "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
+    "with, of the training seeds that have both."
 )
 MODE_NOTE = (
     "Which way round the block from mirror-symmetric starts. Entropy of the split per start in bits (1 is an even "
@@ -68,15 +69,29 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
             f"prior_gap-{stem}": gap_rows(results, fixed),
         }
         notes = (NOTE, GAIN_NOTE, RULE_NOTE, MODE_NOTE, GAP_NOTE)
+        mixed = precision_note(results, fixed)
         for (name, (rows, content)), note in zip(tables.items(), notes, strict=True):
             if len(rows) > 1:
-                written += write_table(folder / "tables", name, rows, content, note)
+                written += write_table(folder / "tables", name, rows, content, note + mixed)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for draw, name in ((coverage_while_training, "training"), (coverage_by_steps, "sampling_steps")):
             path = folder / "figures" / f"{name}-{stem}.png"
             if draw(results, fixed, path):
                 written.append(path)
     return written
+
+
+def precision_note(results: Results, fixed: dict[str, Any]) -> str:
+    """What to tell the reader where ``auto`` became different precisions on different machines, else nothing."""
+    trained = {str(run["precision"]) for run in results.runs if all(run[k] == v for k, v in fixed.items())}
+    known = "mixed_precision" in results.columns  # which older results do not have
+    evaluated = {str(value) for value in results.levels("mixed_precision", kind="final", **fixed)} if known else set()
+    told = [
+        f" **Not all rows were {what} in the same precision** ({', '.join(sorted(found))})."
+        for what, found in (("trained", trained), ("evaluated", evaluated))
+        if len(found) > 1
+    ]
+    return "".join(told)
 
 
 def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> tuple[list[list[str]], list[dict]]:
@@ -126,12 +141,16 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> tuple[list[list[str]],
             if "none" not in found:
                 continue
             tables = {name: _table(results, "max_coverage", chosen) for name, chosen in found.items()}
-            plain = _mean(results, "success", found["none"])
+            successes = _same_states({name: _table(results, "success", chosen) for name, chosen in found.items()})
             for row in compare_arms(_same_states(tables), "none")[1:]:
-                success = _mean(results, "success", found[row.arm])
+                # Of the training seeds that have both.
+                plain, success = (
+                    float(np.mean([successes[name][seed] for seed in row.shared_seeds])) for name in ("none", row.arm)
+                )
                 cells = [_percent(row.mean), _points(row.difference), _p(row.difference)]
-                rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, plain[1], success[1]])
-                numbers = {"success_plain": plain[0], "success": success[0]}
+                shares = [f"{100 * plain:.1f}", f"{100 * success:.1f}"]
+                rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, *shares])
+                numbers = {"success_plain": plain, "success": success}
                 content.append({**fixed, "coupling": coupling, "num_inference_steps": steps, **numbers, **asdict(row)})
     return rows, content
 
@@ -228,11 +247,6 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
 
 def _table(results: Results, measure: str, values: dict[str, Any]) -> dict[int, dict[int, float]]:
     return results.scores(measure, **values)
-
-
-def _mean(results: Results, measure: str, values: dict[str, Any]) -> tuple[float, str]:
-    mean = float(results.columns[measure][results.where(**values)].astype(float).mean())
-    return mean, f"{100 * mean:.1f}"
 
 
 def _same_states(tables: dict[str, dict[int, dict[int, float]]]) -> dict[str, dict[int, np.ndarray]]:

@@ -62,8 +62,11 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def staging_folder(target: Path) -> Path:
-    """An empty folder beside ``target`` to write into before ``replace_folder``."""
-    staging = target.with_name(target.name + ".tmp")
+    """An empty folder beside ``target`` to write into before ``replace_folder``.
+
+    Its name is hidden, as that of the old folder is, so that neither can be a folder of the user's.
+    """
+    staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     return staging
@@ -93,7 +96,7 @@ def checkpoint_exists(folder: Path) -> bool:
 
 
 def _set_aside(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+    return folder.with_name(f".{folder.name}.old")
 
 
 def load_state(folder: Path) -> Any:

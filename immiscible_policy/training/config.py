@@ -69,6 +69,7 @@ class TrainerConfig:
             "validate_every",
             "evaluate_every",
             "checkpoint_every",
+            "keep_checkpoints",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")

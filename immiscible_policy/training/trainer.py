@@ -92,6 +92,8 @@ class Trainer:
         self.validate, self.evaluate, self.headline = validate, evaluate, headline
         self._sign = -1 if lower_is_better else 1
         device = resolve_device(config.device)
+        if device.startswith("cuda:"):  # the accelerator takes the current one
+            torch.cuda.set_device(device)
         self.precision = resolve_precision(config.mixed_precision, device)
         forget_earlier_accelerator()
         self.accelerator = Accelerator(
@@ -316,6 +318,7 @@ class Trainer:
                 "best": self.best,
                 "seconds": [self.seconds.wall, self.seconds.cpu],
                 "precision": self.precision,
+                "device": self.device.type,
                 "config": dataclasses.asdict(self.config),
                 "model": model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -351,6 +354,12 @@ class Trainer:
             if self.precision != state["precision"]:
                 details.append(f"mixed_precision={self.precision} (saved with {state['precision']})")
             raise CheckpointError(f"checkpoint {self.latest} is from another configuration: {'; '.join(details)}")
+        saved_on = state.get("device", self.device.type)  # older checkpoints do not say
+        if saved_on != self.device.type:
+            raise CheckpointError(
+                f"checkpoint {self.latest} was written on {saved_on}, this run is on {self.device.type}, whose random "
+                f"numbers are others: an exact resume needs device={saved_on}"
+            )
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if shapes != {name: tuple(value.shape) for name, value in state["model"].items()}:
             raise CheckpointError(f"checkpoint {self.latest} holds another network than the configuration builds")

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from immiscible_policy.coupling import LinearAssignment, diagnose
+from immiscible_policy.coupling import KNN, LinearAssignment, Mixture, Warmup, diagnose
 from immiscible_policy.coupling._costs import condition_cost, pairwise_cost
 from immiscible_policy.coupling.condition_weight import LARGEST_WEIGHT, ClusteredConditions, TargetRate
 
@@ -226,6 +226,22 @@ def test_fit_through_the_coupling_and_back_from_a_checkpoint():
     expected = coupling(data, noise, condition)
     assert torch.equal(twin(data, noise, condition), expected)
     assert torch.equal(twin.for_validation()(data, noise, condition), expected)
+
+
+def test_only_clusters_need_conditions_before_training():
+    clustered = LinearAssignment(condition_weight=ClusteredConditions(n_clusters=4))
+    assert clustered.fit_uses == Mixture(clustered).fit_uses == Warmup(clustered).fit_uses == frozenset({"condition"})
+    for coupling in (LinearAssignment(), LinearAssignment(condition_weight=TargetRate()), KNN(2), Warmup(KNN(2))):
+        assert coupling.fit_uses == frozenset()
+    # The fit that is named is enough.
+    condition, _ = blobs()
+    other = LinearAssignment(condition_weight=ClusteredConditions(n_clusters=4))
+    clustered.fit(draw(1, 120, 5), condition)
+    other.fit(torch.empty(120, 0), condition)
+    assert all(
+        torch.equal(value, other.state_dict()["condition_weight"][name])
+        for name, value in clustered.state_dict()["condition_weight"].items()
+    )
 
 
 def test_fit_is_the_same_every_time():

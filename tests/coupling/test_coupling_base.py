@@ -122,6 +122,16 @@ def test_state_is_empty_and_foreign_state_is_refused(coupling):
         coupling.load_state_dict({"weight": 1.0})
 
 
+def test_a_coupling_of_ones_own_with_a_fit_is_shown_everything():
+    class Fitted(Independent):
+        def fit(self, data, condition=None):
+            pass
+
+    assert Fitted().fit_uses == {"data", "condition"}
+    assert Independent().fit_uses == frozenset()
+    Independent().fit_size(5)
+
+
 @pytest.mark.parametrize("coupling", ALL, ids=repr)
 def test_couplings_are_frozen_values(coupling):
     settings = {field.name: getattr(coupling, field.name) for field in dataclasses.fields(coupling) if field.init}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from immiscible_policy.coupling import KNN, Independent, LinearAssignment, Mixture
+from immiscible_policy.coupling import KNN, Independent, LinearAssignment, Mixture, SeedCache, Warmup
 
 
 def generator(seed: int) -> torch.Generator:
@@ -103,6 +103,17 @@ def test_masks_and_conditions_go_with_their_samples():
 def test_bad_probabilities_are_named(p, error, message):
     with pytest.raises(error, match=message):
         Mixture(KNN(2), p)
+
+
+@pytest.mark.parametrize("around", [Mixture, Warmup])
+def test_the_size_of_the_data_set_reaches_the_coupling_inside(around):
+    coupling = around(SeedCache())
+    assert coupling.fit_uses == frozenset()
+    coupling.fit_size(9)
+    data = torch.zeros(4, 2)
+    assert coupling(data, indices=torch.tensor([8, 1, 2, 3])).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"n_data\) = \[0, 9\)"):
+        coupling.coupling(data, indices=torch.tensor([9, 1, 2, 3]))
 
 
 def test_what_is_missing_or_wrong_in_a_call_is_named():

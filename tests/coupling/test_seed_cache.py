@@ -369,6 +369,21 @@ def test_fit_tells_the_size_of_the_data_set():
         SeedCache(5).fit(data)
 
 
+def test_the_size_alone_does_for_a_fit():
+    data = gaussian(6, 2)
+    shown, told = SeedCache(), SeedCache()
+    shown.fit(data)
+    told.fit_size(6)
+    assert told.fit_uses == frozenset()
+    noises = [one(data, indices=torch.arange(6), generator=torch.Generator().manual_seed(1)) for one in (shown, told)]
+    assert torch.equal(*noises)
+    with pytest.raises(ValueError, match="data must have the 6 samples that the seeds were made for, got 5"):
+        told.fit_size(5)
+    SeedCache(6).fit_size(5)
+    with pytest.raises(ValueError, match="data must have at most n_data=5 samples, got 6"):
+        SeedCache(5).fit_size(6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

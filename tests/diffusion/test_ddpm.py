@@ -116,7 +116,9 @@ def test_wrong_configuration_is_named(options: dict[str, object], message: str) 
         build_objective(options)
 
 
-def test_too_many_sampling_steps_are_refused() -> None:
+def test_too_many_sampling_steps_and_too_few_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps=1: timestep_spacing='linspace' would visit step 0 alone"):
+        DDPM(timestep_spacing="linspace").sample(lambda noisy, time, condition: noisy, (1, 1), steps=1)
     with pytest.raises(ValueError, match="steps=101"):
         DDPM().sample(lambda noisy, time, condition: noisy, (1, 1), steps=101)
 

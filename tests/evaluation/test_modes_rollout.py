@@ -29,7 +29,7 @@ def goes_round(starts: Floats, n_repeats: int, clockwise: Callable[[int], bool])
     first = np.arctan2(*(begin[:, :2] - center).T[::-1])
     made = np.zeros(len(begin), int)
 
-    def act(history: NDArray[np.float32], worlds: NDArray[np.intp]) -> Floats:
+    def act(history: Tensor, worlds: NDArray[np.intp]) -> Floats:
         step = made[worlds, None] + np.arange(1, 5)
         made[worlds] += 4
         angle = first[worlds, None] + way[worlds, None] * np.minimum(step / 30.0, 1.0) * math.pi
@@ -59,9 +59,9 @@ def test_it_stops_when_all_have_touched_and_asks_for_the_others_only() -> None:
     starts = symmetric_starts(2, 0)
     block = points_in_world(CENTER[None], starts[:, 2:])[:, 0]
     asked: list[list[int]] = []
-    histories: list[NDArray[np.float32]] = []
+    histories: list[Tensor] = []
 
-    def act(history: NDArray[np.float32], worlds: NDArray[np.intp]) -> Floats:
+    def act(history: Tensor, worlds: NDArray[np.intp]) -> Floats:
         asked.append(worlds.tolist())
         histories.append(history)
         # Worlds 0 and 1 head for their block at once, 2 and 3 first away from it for two chunks.
@@ -85,7 +85,7 @@ def test_it_stops_when_all_have_touched_and_asks_for_the_others_only() -> None:
             assert result.contacts[start, repeat, way.contact] > 0
     # The first observations repeat the first; later ones are the last three, oldest first.
     first = histories[0]
-    assert first.dtype == np.float32
+    assert first.dtype == torch.float32
     np.testing.assert_array_equal(first[:, 0], first[:, 2])
     np.testing.assert_allclose(first[:, 0, :4], np.repeat(starts[:, :4], 2, axis=0), rtol=1e-6)
     states = result.states.reshape(4, -1, 5)[asked[1]]
@@ -95,7 +95,7 @@ def test_it_stops_when_all_have_touched_and_asks_for_the_others_only() -> None:
 def test_without_a_contact_it_makes_n_steps() -> None:
     starts = symmetric_starts(3, 0)
 
-    def stays(history: NDArray[np.float32], worlds: NDArray[np.intp]) -> Floats:
+    def stays(history: Tensor, worlds: NDArray[np.intp]) -> Floats:
         return np.repeat(starts[worlds, None, :2], 8, axis=1)
 
     result = roll_from_states(stays, PushTVectorEnv(3), starts, n_steps=13)
@@ -108,7 +108,7 @@ def test_what_follows_an_episodes_end_does_not_count() -> None:
     """The block stands at the goal, so the first step ends the episode, and the next resets it."""
     state = np.array([[100.0, 400.0, 256.0, 256.0, math.pi / 4]])
 
-    def stays(history: NDArray[np.float32], worlds: NDArray[np.intp]) -> Floats:
+    def stays(history: Tensor, worlds: NDArray[np.intp]) -> Floats:
         return np.full((1, 4, 2), (100.0, 400.0))
 
     env = PushTVectorEnv(1)
@@ -135,7 +135,7 @@ class Noisy(DiffusionPolicy):
 
 def test_each_world_of_a_policy_keeps_its_noise() -> None:
     together, alone, other = Noisy(), Noisy(), Noisy()
-    history = np.zeros((3, 2, 20), np.float32)
+    history = torch.zeros(3, 2, 20)
     act = policy_act(together, 3, noise_seed=5)
     act(history, np.array([0, 1, 2]))
     act(history[:1], np.array([2]))

@@ -80,8 +80,11 @@ def test_a_policy_that_does_not_listen_has_no_spread() -> None:
     assert gap.prior.error == pytest.approx(math.sqrt(float(middle.square().sum(-1).mean())))
 
 
-def test_a_coupling_that_cannot_choose_for_new_data_has_the_prior_alone() -> None:
-    gap = measure_prior_gap(echo("SeedCache(n_data=600)"), windows(100, 0), windows(100, 1), n_samples=2)
+@pytest.mark.parametrize(
+    "coupling", ["SeedCache(n_data=600)", "LinearAssignment(condition_weight=ClusteredConditions())"]
+)
+def test_a_coupling_that_cannot_choose_for_new_data_has_the_prior_alone(coupling: str) -> None:
+    gap = measure_prior_gap(echo(coupling), windows(100, 0), windows(100, 1), n_samples=2)
     assert (gap.shift, gap.power, gap.matched) == (None, None, None)
     assert gap.prior.error > 0
 

@@ -163,6 +163,30 @@ def test_commands_are_those_of_this_run(make_run, tmp_path: Path) -> None:
     assert f"{shlex.quote('checkpoint=a run')} n_episodes=1 n_videos=1 num_inference_steps=20 noise_seed=3" in text
 
 
+def test_a_report_runs_no_code_that_a_configuration_names(make_run, tmp_path: Path) -> None:
+    def named(folder: Path, coupling: dict) -> str:
+        path = folder / ".hydra" / "config.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "coupling": coupling}))
+        return report_data.read_run(folder).coupling
+
+    made, package = tmp_path / "made", "immiscible_policy.coupling"
+    inner = {"_target_": "os.mkdir", "path": str(made)}
+    for number, coupling in enumerate(
+        (
+            {"_target_": f"{package}.Mixture", "coupling": inner, "p": 0.5},
+            {"_target_": f"{package}.LinearAssignment", "condition_weight": [inner]},
+            {"_target_": f"{package}.spec.ast.literal_eval", "_args_": ["1"]},
+        )
+    ):
+        assert (
+            named(make_run(tmp_path / str(number), finished=False), coupling)
+            == str(coupling["_target_"]).rpartition(".")[2]
+        )
+    assert not made.exists()
+    nested = {"_target_": f"{package}.Mixture", "coupling": {"_target_": f"{package}.KNN", "k": 3}, "p": 0.5}
+    assert "KNN(k=3" in named(make_run(tmp_path / "nested", finished=False), nested)
+
+
 def test_curves_show_what_was_logged(make_run, tmp_path: Path) -> None:
     chart = page(make_run(tmp_path / "run")).chart("coverage of the rollouts while training")
     width, height = (float(end) for end in chart.get("viewBox", "").split()[2:])

@@ -108,6 +108,44 @@ def test_differences_and_gains_are_those_put_in(path: Path) -> None:
     assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
 
 
+def test_gains_in_success_are_of_the_seeds_that_have_both(tmp_path: Path) -> None:
+    cells = []
+    for seed, offset in ((0, 0.0), (1, 0.5)):
+        folder = tmp_path / f"cell-{seed}"
+        write_cell(folder, seed, offset, 0.4)
+        cells.append((folder, {**FIXED, "coupling": "none"}, seed))
+    (tmp_path / "cell-1" / "evaluations" / "warm.parquet").unlink()
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    results = load_results(tmp_path / "results.parquet")
+    _, content = gain_rows(results, FIXED)
+    plain = results.scores("success", kind="final", inference_coupling="none")
+    assert content[0]["success_plain"] == np.mean(list(plain[0].values()))
+    assert content[0]["success_plain"] != np.mean([list(scores.values()) for scores in plain.values()])
+
+
+def test_evaluations_of_an_earlier_experiment_are_left_out(tmp_path: Path) -> None:
+    write_cell(tmp_path / "cell", 0, 0.0, 0.1)
+    cells, wanted = [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], {tmp_path / "cell": ["none.parquet"]}
+    collect_results("made up", cells, tmp_path / "results.parquet", wanted)
+    assert load_results(tmp_path / "results.parquet").levels("inference_coupling", kind="final") == ["none"]
+
+
+def test_different_precisions_are_told(tmp_path: Path) -> None:
+    write_cell(tmp_path / "cell", 0, 0.0, 0.1)
+    for name, precision in (("none", "bf16"), ("warm", "fp32")):
+        report = {
+            "episodes": [episode(state, 0.9) for state in STATES],
+            "settings": {**settings(name), "mixed_precision": precision},
+            "seconds": {"policy": 1.0, "simulator": 1.0},
+        }
+        write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
+    collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], tmp_path / "results.parquet")
+    write_tables(tmp_path / "results.parquet", tmp_path)
+    assert (
+        "evaluated in the same precision** (bf16, fp32)" in (tmp_path / "tables" / "coverage-keypoints.md").read_text()
+    )
+
+
 def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> None:
     rows, content = gap_rows(load_results(path), FIXED)
     assert [row[:5] for row in rows[1:]] == [

@@ -89,6 +89,8 @@ def test_the_extractor_follows_the_images() -> None:
         ({"extractor": "vgg"}, "extractor='vgg': choose one of auto"),
         ({"n_samples": 1}, "n_samples=1: must be at least 2"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: must be at least 1, or null"),
+        ({"max_features": 1}, "max_features=1: must be at least 2, or null"),
     ],
 )
 def test_bad_settings_are_named(options: dict, message: str) -> None:

@@ -1,6 +1,8 @@
 """The studies in configs/ are complete, and their arms build what they name."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from composing import composed
@@ -10,7 +12,7 @@ from omegaconf import OmegaConf
 from image_diffusion.analysis.analyses import check_analysis
 from image_diffusion.analysis.study import Study
 from immiscible_policy.cli import CONFIG_DIR, group_choices
-from immiscible_policy.diffusion import build_objective
+from immiscible_policy.diffusion import DDPM, build_objective
 
 FIGURES = sorted(path.stem for path in (CONFIG_DIR / "figure").glob("*.yaml"))
 RUNS = sorted(path.stem for path in (CONFIG_DIR / "image_runs").glob("*.yaml"))
@@ -28,9 +30,64 @@ def test_every_figure_is_a_study_that_an_analysis_knows(figure: str) -> None:
     assert len(found.seeds) >= 3
 
 
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_can_take_the_runs_of_the_papers_size(figure: str) -> None:
+    small = study(f"figure={figure}")
+    runs = small.runs.replace("digits", "cifar10")
+    found = study(f"figure={figure}", f"image_runs@figure={runs}")
+    check_analysis(found)
+    assert found.runs == runs
+    assert {name: set(levels) for name, levels in found.chosen.items() if name != "batch_size"} == {
+        name: set(levels) for name, levels in small.chosen.items() if name != "batch_size"
+    }
+
+
+def test_runs_of_the_papers_size_have_the_factors_of_the_small_ones() -> None:
+    small, large = (study("figure=curves", f"image_runs@figure={runs}") for runs in ("digits", "cifar10"))
+    assert large.factors["coupling"] == small.factors["coupling"]
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_more_overrides_come_before_those_of_the_levels(runs: str, tmp_path: Path) -> None:
+    figure = "batch_size" if runs.endswith("_batch") else "curves"
+    found = study(f"figure={figure}", f"image_runs@figure={runs}", "figure.extra=['monitor.extractor=inception']")
+    training = found.trainings(tmp_path)[0]
+    n = len(found.train)
+    assert training.overrides[: n + 1] == (*found.train, "monitor.extractor=inception")
+    assert composed("train_image", *training.overrides).evaluation.extractor == "inception"
+
+
+def test_one_override_is_no_list() -> None:
+    with pytest.raises(ValueError, match=r"extra='steps=3': must be a list of overrides, extra=\['steps=3'\]"):
+        study("figure=curves", "figure.extra='steps=3'")
+
+
+@pytest.mark.parametrize("method", ["ddim", "sd"])
+def test_every_setting_of_ddpm_can_be_overridden(method: str) -> None:
+    own = dataclasses.asdict(DDPM())
+    cfg = composed("train_image", f"method={method}", *(f"objective.{name}={value}" for name, value in own.items()))
+    assert OmegaConf.to_container(cfg.objective) == {"name": "ddpm", **own}
+    plain = OmegaConf.to_container(composed("train_policy", "objective=ddpm").objective)
+    assert build_objective(plain) == DDPM()  # type: ignore[arg-type]
+
+
+def test_latent_diffusion_has_stable_diffusions_schedule() -> None:
+    objective = OmegaConf.to_container(composed("train_image", "method=sd").objective)
+    assert build_objective(objective) == DDPM(  # type: ignore[arg-type]
+        1000,
+        "scaled_linear",
+        0.00085,
+        0.012,
+        timestep_spacing="leading",
+        clip_sample=False,
+        steps_offset=1,
+        set_alpha_to_one=False,
+    )
+
+
 @pytest.mark.parametrize("runs", RUNS)
 def test_every_arm_builds(runs: str) -> None:
-    figure = "batch_size" if runs == "digits_batch" else "curves"
+    figure = "batch_size" if runs.endswith("_batch") else "curves"
     settings = study(f"figure={figure}", f"image_runs@figure={runs}")
     for levels in settings.factors.values():
         for overrides in levels.values():

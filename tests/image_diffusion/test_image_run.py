@@ -1,19 +1,26 @@
 """Image training runs: every method from configuration to summary, exact resume, settings that do not fit."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from composing import composed
+from hydra.utils import instantiate
 from PIL import Image
 
-from image_diffusion.data import ImageSource, load_images
+from image_diffusion import evaluation, image_run
+from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.evaluation import ImageEvaluation
 from image_diffusion.image_run import build_image_model, train_images
-from image_diffusion.model import load_image_model
+from image_diffusion.metrics import FeatureExtractor
+from image_diffusion.model import PixelModel, load_image_model
 from immiscible_policy.cli import CONFIG_DIR
+from immiscible_policy.coupling import Independent, Mixture
 from immiscible_policy.run_setup import plain_settings, trainer_config
 from immiscible_policy.training import trainer
+from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
 
 TINY = (
@@ -101,6 +108,127 @@ def test_labels_are_used_where_asked_for(tmp_path: Path) -> None:
     assert model.sample([0, 1], labels=[3, 9], guidance_scale=2.0).shape == (2, 1, 8, 8)
 
 
+def encoding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that ``encode`` is called with from here on."""
+    sizes: list[int] = []
+    encode = PixelModel.encode
+
+    def spy(model: PixelModel, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return encode(model, images)
+
+    monkeypatch.setattr(PixelModel, "encode", spy)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "coupling",
+    [
+        ("coupling=seed_cache",),
+        ("coupling=mixture", "coupling@coupling.coupling=seed_cache"),
+        ("coupling=warmup", "coupling@coupling.coupling=assignment"),
+        ("coupling=assignment",),
+    ],
+)
+def test_couplings_that_ask_for_nothing_but_the_size_encode_nothing(
+    coupling: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = encoding(monkeypatch)
+    cfg = composed("train_image", *coupling, *TINY)
+    data = load_images(ImageSource.from_config(plain_settings(cfg.dataset)))
+    image_run._fit_coupling(instantiate(cfg.coupling, _convert_="all"), build_image_model(cfg, data), data, "cpu")
+    assert sizes == []
+
+
+def test_a_seed_cache_has_seeds_for_all_data_however_few_a_fit_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_run, "FIT_IMAGES", 8)
+    assert train_images(composed("train_image", "coupling=seed_cache", *TINY), tmp_path)["final"]
+    assert len(load_state(tmp_path / "checkpoints" / "latest")["coupling"]["seeds"]) == 40
+
+
+@dataclass(frozen=True, repr=False)
+class Watching(Independent):
+    """Keeps what it is fitted with."""
+
+    wants: frozenset[str] = frozenset({"data", "condition"})
+    seen: dict = field(default_factory=dict, compare=False)
+
+    @property
+    def fit_uses(self) -> frozenset[str]:
+        return self.wants
+
+    def fit(self, data: torch.Tensor, condition: torch.Tensor | None = None) -> None:
+        self.seen.update(data=data, condition=condition)
+
+    def fit_size(self, n_data: int) -> None:
+        self.seen["n"] = n_data
+
+
+@pytest.mark.parametrize("wants", [{"data", "condition"}, {"condition"}])
+def test_a_coupling_is_shown_what_it_asks_for(wants: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = encoding(monkeypatch)
+    monkeypatch.setattr(image_run, "FIT_IMAGES", 10)
+    cfg = composed("train_image", *TINY, "objective.data_scale=2")
+    data = load_images(ImageSource.from_config(plain_settings(cfg.dataset)))
+    coupling = Watching(wants=frozenset(wants))
+    image_run._fit_coupling(Mixture(coupling), build_image_model(cfg, data), data, "cpu")
+    chosen = torch.linspace(0, 39, 10).long()
+    assert coupling.seen["n"] == 40
+    assert torch.equal(coupling.seen["condition"], data.labels[chosen])  # type: ignore[index]
+    if "data" in wants:
+        torch.testing.assert_close(coupling.seen["data"], 2 * (data.batch(chosen)["image"] / 127.5 - 1))
+    else:
+        assert len(coupling.seen["data"]) == 10
+        assert sizes == []
+
+
+def test_the_extractor_computes_where_the_run_does_even_if_images_are_decoded_on_access(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    build = evaluation.build_extractor
+
+    def spy(config: ImageEvaluation, image_size: int, channels: int, device: str = "cpu") -> FeatureExtractor:
+        devices.append(device)
+        return build(config, image_size, channels, "cpu")
+
+    monkeypatch.setattr(evaluation, "build_extractor", spy)
+    monkeypatch.setattr(image_run, "build_extractor", spy)
+    monkeypatch.setattr(image_run, "_device", lambda device: "cuda:3")
+    monkeypatch.setattr(image_run, "_fit_coupling", lambda *_: None)
+    monkeypatch.setattr(image_run.ImageDataset, "to", lambda data, device: data)
+    train_images(composed("train_image", *TINY, "evaluation.extractor=random-conv"), tmp_path)
+    assert devices == ["cuda:3"] * 3  # while training; tried beforehand; at the end
+
+
+def test_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [image_run._device(name) for name in ("auto", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [image_run._device(name) for name in ("auto", "cpu")] == ["cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("max_items", "validate_on", "expected"), [(40, 16, 16), (40, 2048, 40), (None, None, 297), (None, 100, 100)]
+)
+def test_validation_looks_at_some_of_the_test_images(
+    max_items: int | None, validate_on: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def losses(model: torch.nn.Module, dataset: ImageDataset, **options: object) -> dict[str, float]:
+        found.append((len(dataset), dataset.source["split"]))
+        return {}
+
+    monkeypatch.setattr(image_run, "validation_losses", losses)
+    limits = (f"dataset.max_items={max_items or 'null'}", f"validate_on={validate_on or 'null'}")
+    train_images(composed("train_image", *TINY, *limits), tmp_path)
+    assert found == [(expected, "test")]
+
+
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_is_complete(method: str) -> None:
     cfg = composed("train_image", f"method={method}")
@@ -135,6 +263,42 @@ def test_networks_have_their_sizes(method: str, size: int) -> None:
 def test_settings_that_do_not_fit_are_named(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_images(composed("train_image", *TINY, *overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("samples.n=0",), r"samples\.n=0: must be at least 1"),
+        (("validate_on=0",), r"validate_on=0: must be at least 1, or null for all"),
+        (
+            ("evaluation.num_inference_steps=1001",),
+            r"evaluation\.num_inference_steps=1001: .* takes 1 to 1000, or null",
+        ),
+        (("monitor.num_inference_steps=0",), r"num_inference_steps=0: must be at least 1, or null"),
+        (("evaluation.n_samples=5",), r"evaluation: n_samples must be at least 6 for precision_recall, got 5"),
+        (("monitor.n_samples=2", "monitor.metrics=[fd,kid]"), r"monitor: n_samples must be at least 3 for kid, got 2"),
+        (
+            ("dataset.max_items=3", "batch_size=3", "evaluation.metrics=[fd,fd_floor]"),
+            r"evaluation: the number of reference images must be at least 4 for fd_floor, got 3",
+        ),
+        (("+evaluation.max_features=4",), r"evaluation: max_features must be at least 6 for precision_recall, got 4"),
+        (("evaluation.metrics=[cmmd]",), r"evaluation: cmmd is defined by CLIP embeddings: .* got pixels"),
+        (("evaluation.extractor=clip",), r"evaluation: extractor=clip needs weights"),
+        (("evaluation.extractor=inception", "evaluation.weights=no.pt"), r"evaluation: .*there is no file at no\.pt"),
+        (("dataset.image_size=16", "evaluation.extractor=digits-cnn"), r"evaluation: digits-cnn takes images of 8x8"),
+        (("dataset.image_size=128",), r"monitor: extractor=pixels is for images of at most 4,096 values, .* 16,384"),
+        (
+            ("method=ddim", "objective=flow_matching"),
+            r"objective\.beta_schedule=linear: objective\.name=flow_matching has no such setting\. .*fm \(flow",
+        ),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_written(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_images(composed("train_image", *TINY, *overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_demonstrations_are_no_images(tmp_path: Path) -> None:

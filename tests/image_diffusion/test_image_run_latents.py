@@ -18,6 +18,7 @@ from image_diffusion.latent_model import LatentModel
 from image_diffusion.model import load_image_model
 from image_diffusion.painting import build_mask, paint
 from image_diffusion.sampling import save_samples
+from immiscible_policy.diffusion import FlowMatching
 from immiscible_policy.training import trainer
 from immiscible_policy.training.metrics import read_metrics
 
@@ -210,6 +211,14 @@ def test_guidance_that_a_model_cannot_have_shows_before_training(make_vae: Calla
     with pytest.raises(ValueError, match=r"guidance_scale=2 needs a model trained with classes"):
         train_images(composed("train_image", "method=sd", *TINY, *DIGITS, *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flow_of_latents_trains(make_vae: Callable[..., Path], tmp_path: Path) -> None:
+    cfg = composed("train_image", "method=sd", "objective=flow_matching", *TINY, *DIGITS, f"model.vae={make_vae()}")
+    assert train_images(cfg, tmp_path / "run")["final"]
+    model = load_image_model(tmp_path / "run" / "checkpoints" / "step=0000004")
+    assert isinstance(model.objective, FlowMatching)
+    assert not model.objective.clip_sample
 
 
 def test_latents_too_small_for_the_network_are_named(make_vae: Callable[..., Path], tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ def test_classes_become_their_prompts_and_some_the_empty_one(make_model: Maker) 
     torch.testing.assert_close(trained.condition(2, [1, 0]), known[[2, 1]])
     torch.testing.assert_close(trained.condition(2, ["owl", ""]), known[[3, 0]])
     torch.testing.assert_close(trained.condition(4, None), known[[1, 2, 3, 1]])
+    assert trained.seed_labels([7, 5, 6]) == [1, 2, 0]
 
 
 def test_one_of_an_images_captions_is_drawn(make_model: Maker) -> None:

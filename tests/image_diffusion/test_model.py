@@ -106,6 +106,16 @@ def test_a_seed_is_an_image_in_any_company(method: str) -> None:
     assert int((parts.int() - together.int()).abs().max()) <= 1
 
 
+def test_a_seed_chooses_the_class_that_nobody_gave() -> None:
+    trained = model(n_classes=3)
+    together = trained.sample([7, 8, 9], labels=[1, 2, 0])
+    assert int((trained.sample([7, 8, 9]).int() - together.int()).abs().max()) <= 1
+    parts = torch.cat(list(sample_in_batches(trained, [9, 7, 8], batch_size=2)))
+    assert int((parts.int() - together[[2, 0, 1]].int()).abs().max()) <= 1
+    assert int((trained.sample([7], labels=[0]).int() - together[:1].int()).abs().max()) > 1
+    assert trained.default_labels(4) == [0, 1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("method", "options", "pipeline"),
     [
@@ -114,6 +124,7 @@ def test_a_seed_is_an_image_in_any_company(method: str) -> None:
         ("cm", {}, "ConsistencyModelPipeline"),
         ("fm", {"channels": 3}, "PixelDiffusionPipeline"),
         ("ddim", {"n_classes": 3}, "PixelDiffusionPipeline"),
+        ("ddim", {"objective": {"sampler": "pndm", "clip_sample": False}}, "PixelDiffusionPipeline"),
         ("cm", {"objective": {"data_scale": 2.0}}, "PixelDiffusionPipeline"),
         ("ddim", {"objective": {"data_scale": 2.0}}, "PixelDiffusionPipeline"),
     ],
@@ -136,7 +147,7 @@ def test_a_saved_model_is_a_pipeline_that_draws_the_same(
     loaded.set_progress_bar_config(disable=True)
     arguments: dict[str, Any] = {"generator": [torch.Generator().manual_seed(s) for s in (1, 2, 3)]}
     if trained.n_classes:
-        arguments["class_labels"] = [0, 1, 2]
+        arguments["class_labels"] = [1, 2, 0]  # of seeds 1, 2, 3
     found = loaded(batch_size=3, num_inference_steps=steps, output_type="np", **arguments)[0]
     difference = torch.from_numpy(found * 255).permute(0, 3, 1, 2).round().int() - expected.int()
     assert int(difference.abs().max()) <= 1

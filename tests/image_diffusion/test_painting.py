@@ -1,6 +1,7 @@
 """In- and out-painting: what is kept, what is painted, which masks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from image_diffusion.model import PixelModel
-from image_diffusion.painting import build_mask, centre_mask, paint
+from image_diffusion.painting import build_mask, centre_mask, load_folder, paint
 
 UNET = {
     "block_out_channels": [8],
@@ -26,9 +27,9 @@ OBJECTIVES = {
 }
 
 
-def model(method: str = "ddim") -> PixelModel:
+def model(method: str = "ddim", **options: Any) -> PixelModel:
     torch.manual_seed(0)
-    return PixelModel(8, 3, UNET, OBJECTIVES[method], num_inference_steps=2).eval()
+    return PixelModel(8, 3, UNET, OBJECTIVES[method], num_inference_steps=2, **options).eval()
 
 
 def pictures(n: int) -> torch.Tensor:
@@ -52,6 +53,27 @@ def test_a_seed_paints_the_same_in_any_company() -> None:
     assert int((together[2:].int() - alone.int()).abs().max()) <= 1
     other = paint(model(), images, mask, seeds=[4, 5, 6])
     assert not torch.equal(other[:, :, mask], together[:, :, mask])
+
+
+def test_without_labels_a_seed_paints_its_own_class() -> None:
+    trained, images, mask = model(n_classes=3), pictures(1), build_mask("centre", 8)
+    painted = paint(trained, images, mask, seeds=[5])
+    assert torch.equal(painted, paint(trained, images, mask, seeds=[5], labels=[2]))
+    assert not torch.equal(painted, paint(trained, images, mask, seeds=[5], labels=[0]))
+
+
+def test_a_folder_has_labels_only_where_its_classes_are_known(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    found = load_folder(model(), tmp_path, ["bird", "dog", "cat"])  # sorted, cat/ is the first file
+    assert found.labels is not None
+    assert found.labels.tolist() == [2, 1]
+    assert load_folder(model(), tmp_path, None).labels is None
+    assert load_folder(model(), tmp_path, ["bird", "dog"]).labels is None
+    assert load_folder(model(), tmp_path / "dog", ["bird", "dog"]).labels is None
+    with pytest.raises(ValueError, match="no such folder"):
+        load_folder(model(), tmp_path / "owl", ["bird", "dog"])
 
 
 @pytest.mark.parametrize(("size", "share", "side"), [(8, 0.5, 4), (32, 0.5, 16), (9, 0.5, 4), (8, 0.01, 1)])

@@ -1,5 +1,6 @@
 """Samples on disk: what the files hold, and that a killed call goes on."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from image_diffusion.model import PixelModel
-from image_diffusion.sampling import load_pictures, save_grid, save_samples
+from image_diffusion.sampling import grid_path, load_pictures, save_grid, save_samples
 
 UNET = {
     "block_out_channels": [8],
@@ -46,7 +47,7 @@ def test_files_hold_the_images_of_their_seeds(channels: int, tmp_path: Path) -> 
 def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = model(n_classes=3)
     whole = load_pictures(save_samples(trained, range(6), tmp_path / "whole", progress=False))
-    part = save_samples(trained, [0, 1, 2, 3], tmp_path / "part", labels=[0, 1, 2, 0], progress=False)
+    part = save_samples(trained, [0, 1, 2, 3], tmp_path / "part", progress=False)
     part[2].unlink()
     asked: list[int] = []
     sample = trained.sample
@@ -59,6 +60,61 @@ def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: 
     again = load_pictures(save_samples(trained, range(6), tmp_path / "part", progress=False))
     assert asked == [2, 4, 5]
     assert int((again.int() - whole.int()).abs().max()) <= 1
+
+
+def test_labels_follow_the_seeds_wherever_a_call_begins(tmp_path: Path) -> None:
+    trained = model(n_classes=3)
+    whole = load_pictures(save_samples(trained, range(6), tmp_path / "whole", progress=False))
+    expected = trained.sample(range(6), labels=[0, 1, 2, 0, 1, 2])
+    assert int((whole.int() - expected.int()).abs().max()) <= 1
+    assert int((whole[4].int() - trained.sample([4], labels=[0])[0].int()).abs().max()) > 1  # labels are to be seen
+    save_samples(trained, [4], tmp_path / "part", progress=False)
+    part = load_pictures(save_samples(trained, [1, 5, 4], tmp_path / "part", batch_size=2, progress=False))
+    assert int((part.int() - whole[[1, 5, 4]].int()).abs().max()) <= 1
+    assert json.loads((tmp_path / "part" / "samples.json").read_text())["labels_by_seed"] == "all in turn"
+
+    given = load_pictures(save_samples(trained, [5, 4], tmp_path / "given", labels_in_turn=[2, 0], progress=False))
+    expected = trained.sample([5, 4], labels=[0, 2])
+    assert int((given.int() - expected.int()).abs().max()) <= 1
+    save_samples(trained, [7], tmp_path / "given", labels_in_turn=[2, 0], progress=False)
+    with pytest.raises(ValueError, match="holds samples with another labels_by_seed"):
+        save_samples(trained, [7], tmp_path / "given", labels_in_turn=[0, 2], progress=False)
+    with pytest.raises(ValueError, match="labels_in_turn: needs at least one"):
+        save_samples(trained, [7], tmp_path / "none", labels_in_turn=[], progress=False)
+    with pytest.raises(ValueError, match="labels: 1 of 0 to 2 are needed"):
+        save_samples(trained, [7], tmp_path / "none", labels_in_turn=[3], progress=False)
+    save_samples(trained, [7], tmp_path / "none", labels_in_turn=[1], progress=False)  # what failed was not noted
+
+
+def test_the_adaptive_sampler_solves_every_image_of_a_file_by_itself(tmp_path: Path) -> None:
+    trained = model()
+    trained.objective = dataclasses.replace(trained.objective, sampler="adaptive", rtol=0.1, atol=0.1)  # type: ignore[type-var]
+    files = save_samples(trained, [3, 4, 5], tmp_path / "together", batch_size=3, progress=False)
+    alone = torch.cat([trained.sample([seed]) for seed in (3, 4, 5)])
+    assert torch.equal(load_pictures(files), alone)
+    assert not torch.equal(trained.sample([3, 4, 5]), alone)  # as one system, they share their steps
+
+
+def test_what_killed_calls_left_does_not_stop_an_npz(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / ".00000000.png.1a2b3c4d.tmp").write_bytes(b"half")
+    (parts / "00000099.png").write_bytes(b"of an earlier larger call")
+    (path,) = save_samples(model(), [0, 1], tmp_path, format="npz", progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.json", "samples.npz"]
+    with np.load(path) as content:
+        assert content["arr_0"].dtype == np.uint8
+        assert content["arr_0"].shape == (2, 4, 4, 3)
+
+
+def test_the_grid_lies_beside_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    assert grid_path(Path("a/drawn")) == Path("a/drawn_grid.png")
+    assert grid_path(Path(".")) == tmp_path / "here" / "below_grid.png"
+    assert grid_path(Path("..")) == tmp_path / "here_grid.png"
+    with pytest.raises(ValueError, match="output=/: choose a folder with a name"):
+        grid_path(Path("/"))
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_a_run_writes_an_autoencoder_whose_latents_have_unit_variance(tmp_path: 
     posterior = found.posterior(data.batch(torch.arange(40))["image"])
     noise = torch.randn(posterior[:, 0].shape, generator=torch.Generator().manual_seed(0))
     assert float((posterior[:, 0] + posterior[:, 1] * noise).std()) == pytest.approx(1.0, abs=0.05)
+    for name in ("best", "step=0000004"):  # as many images, other weights
+        saved = load_autoencoder(tmp_path / "checkpoints" / name).posterior(data.batch(torch.arange(40))["image"])
+        assert float((saved[:, 0] + saved[:, 1] * noise).std()) == pytest.approx(1.0, abs=0.05)
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.scaling_factor == summary["scaling_factor"]
     with Image.open(tmp_path / "media" / "reconstructions_step=0000004.png") as picture:
         assert picture.size == (8 * 64, 2 * 64)

@@ -175,6 +175,8 @@ def test_what_was_trained_at_the_end_is_what_chooses() -> None:
         chosen(None)
     with pytest.raises(ValueError, match="SeedCache keeps noises"):
         chosen("SeedCache(n_data=10)")
+    with pytest.raises(ValueError, match="was fitted to the training data"):
+        chosen("LinearAssignment(condition_weight=ClusteredConditions())")
     policy = Spied.of(small_policy("Independent()"))
     Planner(policy, [1], inference_coupling="warm").act(observations(1))
     Planner(policy, [1]).act(observations(1))

@@ -102,7 +102,7 @@ def test_ctrl_c_ends_it(play_policy: Runner, folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "checkpoint=nowhere: neither a policy folder"),
+        (["nowhere"], "nowhere: neither a policy folder"),
         (["{run}", "--seed", "-1"], "seed is -1; allowed: 0 to 4294967295"),
         (["{run}", "--fps", "0"], "fps is 0; allowed: numbers above 0"),
         (["{run}", "--speed", "-2"], "speed is -2; allowed: numbers above 0"),

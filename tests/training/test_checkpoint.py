@@ -54,7 +54,7 @@ def test_what_cannot_be_stored_is_named() -> None:
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     save_state(tmp_path / "latest", {"step": 1})
-    (tmp_path / "latest").rename(tmp_path / "latest.old")
+    (tmp_path / "latest").rename(tmp_path / ".latest.old")
     assert load_state(tmp_path / "latest") == {"step": 1}
 
 
@@ -66,6 +66,17 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> 
     save_state(tmp_path / "latest", {"step": 2})
     assert load_state(tmp_path / "latest") == {"step": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest"]
+
+
+def test_folders_of_the_user_beside_it_are_left_alone(tmp_path: Path) -> None:
+    for name in ("robot.old", "robot.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("kept")
+    for step in (1, 2):
+        save_state(tmp_path / "robot", {"step": step})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        *("mine", "mine", "robot", "robot.old", "robot.tmp", "state.json", "state.safetensors")
+    ]
 
 
 def test_replace_folder_replaces(tmp_path: Path) -> None:

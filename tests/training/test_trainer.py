@@ -140,7 +140,7 @@ def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
         "run = t.trainer(Path(sys.argv[1]), replace(t.CONFIG, steps=2000, checkpoint_every=20, evaluate_every=2000,"
         " validate_every=2000))\n"
         "print('ready', flush=True)\n"
-        "if run.latest.exists() or run.latest.with_name('latest.old').exists():\n"
+        "if run.latest.exists() or run.latest.with_name('.latest.old').exists():\n"
         "    run.resume(); print('resumed', run.step)\n"
         "run.fit()\n"
         "torch.save([w for w in t.final_state(run)], Path(sys.argv[1]) / 'final.pt')\n"
@@ -429,6 +429,11 @@ def test_another_configuration_or_network_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, replace(CONFIG, learning_rate=0.5)).resume()
     with pytest.raises(CheckpointError, match="mixed_precision=bf16"):
         trainer(tmp_path, replace(CONFIG, mixed_precision="bf16")).resume()
+    state = load_state(run.latest)
+    save_state(run.latest, {**state, "device": "cuda"})
+    with pytest.raises(CheckpointError, match="was written on cuda, this run is on cpu"):
+        trainer(tmp_path).resume()
+    save_state(run.latest, state)
     other = trainer(tmp_path)
     other.model.net[0] = nn.Linear(4, 17)
     with pytest.raises(CheckpointError, match="another network"):
@@ -463,6 +468,7 @@ def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
         ("ema_warmup", "ramp", "ema_warmup='ramp': choose one of power, ratio, none"),
         ("ema_max_decay", 1.0, "ema_max_decay=1.0: must be at least 0 and below 1"),
         ("gradient_accumulation", 0, "gradient_accumulation=0: must be at least 1"),
+        ("keep_checkpoints", 0, "keep_checkpoints=0: must be at least 1"),
         ("compile", "fast", "compile='fast': choose one of false, true, reduce-overhead, max-autotune"),
         ("warmup_steps", 31, "warmup_steps=31: must be between 0 and steps=30"),
     ],

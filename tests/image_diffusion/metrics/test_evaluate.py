@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_diffusion.metrics.evaluate import METRICS, evaluate_features
+from image_diffusion.metrics.evaluate import METRICS, check_measurable, evaluate_features
 from image_diffusion.metrics.frechet import frechet_distance
 from image_diffusion.metrics.kid import kernel_distance
 from image_diffusion.metrics.pixels import Pixels
@@ -165,6 +165,41 @@ def test_sizes_beyond_the_images():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 9),
+    m=st.integers(2, 9),
+    metrics=st.lists(st.sampled_from(WITHOUT_CLIP), min_size=1, unique=True),
+    k=st.integers(0, 5),
+    kid_subset_size=st.none() | st.integers(1, 6),
+    max_features=st.none() | st.integers(1, 8),
+)
+@example(n=9, m=3, metrics=["fd_floor"], k=1, kid_subset_size=None, max_features=None)
+@example(n=2, m=4, metrics=["fd_floor"], k=1, kid_subset_size=None, max_features=None)
+@example(n=2, m=9, metrics=["kid"], k=1, kid_subset_size=None, max_features=None)
+@example(n=9, m=9, metrics=["kid"], k=1, kid_subset_size=4, max_features=3)
+@example(n=9, m=5, metrics=["density_coverage"], k=5, kid_subset_size=None, max_features=None)
+def test_what_is_refused_beforehand_is_what_would_be_refused(n, m, metrics, k, kid_subset_size, max_features):
+    options = {"k": k, "kid_subset_size": kid_subset_size, "max_features": max_features}
+
+    def refused(call, *arguments):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                call(*arguments, **options)
+        except ValueError:
+            return True
+        return False
+
+    afterwards = refused(evaluate, GENERATED[:n], REFERENCE[:m], EXTRACTOR, metrics)
+    assert refused(check_measurable, metrics, EXTRACTOR, n, m) == afterwards
+
+
+def test_cmmd_is_refused_beforehand():
+    with pytest.raises(ValueError, match="needs a ClipExtractor, got pixels"):
+        check_measurable(["cmmd"], EXTRACTOR, 100, 100)
 
 
 def test_float_images_are_refused():

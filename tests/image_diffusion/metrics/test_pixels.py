@@ -24,3 +24,9 @@ def test_other_sizes_and_channels_are_refused():
         Pixels((1, 8, 8))(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="shape must be"):
         Pixels((0, 8, 8))
+
+
+def test_images_whose_covariance_would_not_fit_are_refused():
+    assert Pixels((1, 64, 64)).dim == 4096
+    with pytest.raises(ValueError, match=r"at most 4,096 values, \(3, 256, 256\) have 196,608"):
+        Pixels((3, 256, 256))
