@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
-from immiscible_policy.run_setup import check_dataset, plain_settings
+from immiscible_policy.run_setup import check_dataset, joint_state, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
 IMAGE_TYPE = "pixels_agent_pos"
@@ -50,8 +49,8 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
         path, human = (None, None) if made else (began_with, None)
     _check_encoder(cfg)
     needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    main = PartialState(cpu=resolve_device(cfg.device) == "cpu").main_process_first() if together else nullcontext()
+    together = joint_state(cfg.device)
+    main = nullcontext() if together is None else together.main_process_first()
     announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
     with main:  # which makes the demonstrations that the others then find
         folder, n_episodes = locate_demonstrations(path, human, generated, announce)
@@ -64,7 +63,7 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     observation = observed if isinstance(observed, np.ndarray) else observed["agent_pos"]
     shown: Any = observed
     # A GPU gets all data once and for all; windows share the pictures.
-    device = PartialState().device if together else torch.device(resolve_device(cfg.device))
+    device = torch.device(resolve_device(cfg.device)) if together is None else together.device
     if not isinstance(observed, np.ndarray):
         shown = {name: torch.from_numpy(part).to(device) for name, part in observed.items()}
     action = replay.arrays["action"]

@@ -1,6 +1,7 @@
 """What every training run begins with, of policies and of images: settings and a folder."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.precision import resolve_device
+
+PATIENCE = timedelta(hours=12)
 
 
 def plain_settings(node: DictConfig) -> dict[str, Any]:
@@ -69,10 +72,20 @@ def check_dataset(cfg: DictConfig, key: str, kind: str) -> None:
     raise ValueError(f"dataset: these settings are not of a set of {kind}; choose one of {', '.join(suited)}")
 
 
+def joint_state(device: str) -> PartialState | None:
+    """What the processes of a run know of each other; None for one alone.
+
+    Their group has no 10 minutes, torch's default, to answer: one of them evaluates, or makes demonstrations, while the
+    others wait.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return PartialState(cpu=resolve_device(device) == "cpu", timeout=PATIENCE)
+
+
 def prepare_run_dir(run_dir: Path, device: str) -> Path:
     """The main process' run folder, made by it alone: each process has named one after its own clock."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    state = PartialState(cpu=resolve_device(device) == "cpu") if together else None
-    if state is None or state.is_main_process:
+    together = joint_state(device)
+    if together is None or together.is_main_process:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return Path(broadcast_object_list([str(run_dir)])[0]) if together else run_dir
+    return run_dir if together is None else Path(broadcast_object_list([str(run_dir)])[0])
