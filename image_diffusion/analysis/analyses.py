@@ -105,20 +105,24 @@ def _training_curves(
         metric: what the name of the number in ``metrics.jsonl`` begins with, after ``evaluation/``. ``fd`` is also what
             is called ``fid`` where it may be.
     """
+    curves = _curves(arms, thresholds, metric)
+    plot_training_curves({place.group: curves}, place.path("curves.png"))
+    final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
+    content = {**curves.to_json(), "final": final.content}
+    return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]
+
+
+def _curves(arms: Arms, thresholds: Sequence[float] = TrainingCurves.thresholds, metric: str = "fd") -> TrainingCurves:
     first = next(iter(arms.values()))[0]
     measured = [name for name in first.logged() if name.startswith("evaluation/")]
     names = [name for name in measured if _is_of(metric, name.removeprefix("evaluation/"))]
     if not names:
         raise ValueError(f"metric={metric!r}: {first.folder.name} has logged {', '.join(first.logged())}")
-    curves = TrainingCurves(
+    return TrainingCurves(
         names[0].removeprefix("evaluation/"),
         {arm: {run.seed: run.curve(names[0]) for run in runs} for arm, runs in arms.items()},
         tuple(thresholds),
     )
-    plot_training_curves(curves, place.path("curves.png"))
-    final = final_table({arm: {run.seed: run.summary["final"] for run in runs} for arm, runs in arms.items()})
-    content = {**curves.to_json(), "final": final.content}
-    return [*place.write("curves", f"{final.markdown}\n{curves.markdown()}", content), place.path("curves.png")]
 
 
 def _is_of(metric: str, key: str) -> bool:
@@ -253,8 +257,12 @@ def analyze(study: Study, folder: Path, device: str = "cpu") -> list[Path]:
     target = folder / study.runs / study.name
     target.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for group, arms in study.groups(folder):
+    groups = dict(study.groups(folder))
+    for group, arms in groups.items():
         written += ANALYSES[study.analysis["name"]](arms, Place(target, group, device), **study.settings)
+    if study.analysis["name"] == "training_curves" and len(groups) > 1:
+        written.append(target / "curves.png")
+        plot_training_curves({group: _curves(arms, **study.settings) for group, arms in groups.items()}, written[-1])
     if written:
         runs = {run.folder.name: run.provenance() for run in study.trainings(folder) if run.is_trained}
         command = " ".join(["python", *sys.argv])

@@ -61,27 +61,28 @@ def plot_curves(curves: DistanceCurves, path: Path, log: bool = True) -> None:
     _finish(figure, [axes], path)
 
 
-def plot_training_curves(curves: TrainingCurves, path: Path) -> None:
-    """Distance against training steps, a colour an arm; thin lines are single training seeds.
+def plot_training_curves(groups: Mapping[str, TrainingCurves], path: Path) -> None:
+    """A panel for every group: distance against training steps, a colour an arm; thin lines are single training seeds.
 
     Of two seeds the interval is wider than the figure and says no more than their lines, so it is drawn from three on.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    comparisons = curves.comparisons()
-    for index, (arm, by_seed) in enumerate(curves.curves.items()):
-        rows = [comparisons[step][arm] for step in curves.steps]
-        label = _label(arm, len(by_seed))
-        _line(axes, np.array(curves.steps), rows, index, label, marker=False, band=len(by_seed) > 2)
-        for curve in by_seed.values():
-            if len(by_seed) > 1:
-                axes.plot(list(curve), list(curve.values()), color=f"C{index}", linewidth=0.6, alpha=0.5)
-    values = [value for by_seed in curves.curves.values() for curve in by_seed.values() for value in curve.values()]
-    axes.set(xlabel="training steps", ylabel=curves.key)
-    _scale_by_factors(axes.set_yscale, axes.yaxis)
-    # Of very different seeds the interval may go below 0.
-    axes.set_ylim(0.8 * min(values), 1.25 * max(values))
-    _finish(figure, [axes], path)
+    figure = Figure(figsize=(3.6 * len(groups) + 2.4, 3.4), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(1, len(groups)))
+    for axes, (title, curves) in zip(all_axes, groups.items(), strict=True):
+        comparisons = curves.comparisons()
+        for index, (arm, by_seed) in enumerate(curves.curves.items()):
+            rows = [comparisons[step][arm] for step in curves.steps]
+            label = _label(arm, len(by_seed))
+            _line(axes, np.array(curves.steps), rows, index, label, marker=False, band=len(by_seed) > 2)
+            for curve in by_seed.values():
+                if len(by_seed) > 1:
+                    axes.plot(list(curve), list(curve.values()), color=f"C{index}", linewidth=0.6, alpha=0.5)
+        values = [value for by_seed in curves.curves.values() for curve in by_seed.values() for value in curve.values()]
+        axes.set(xlabel="training steps", ylabel=curves.key, title=title)
+        _scale_by_factors(axes.set_yscale, axes.yaxis)
+        # Of very different seeds the interval may go below 0.
+        axes.set_ylim(0.8 * min(values), 1.25 * max(values))
+    _finish(figure, all_axes, path)
 
 
 def plot_statistics(statistics: TrajectoryStatistics, path: Path) -> None:

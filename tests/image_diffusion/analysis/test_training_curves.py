@@ -73,7 +73,7 @@ def test_json_has_no_infinity() -> None:
 def test_one_training_seed_is_enough_to_look_at(tmp_path: Path) -> None:
     curves = TrainingCurves("fd_x_10", {arm: {0: seeds[0]} for arm, seeds in CURVES.items()})
     assert "| `knn` | 1 | 6 | 2 | 1 |" in curves.markdown()
-    plot_training_curves(curves, tmp_path / "curves.png")
+    plot_training_curves({"digits": curves, "again": curves}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
