@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,14 +35,14 @@ from immiscible_policy.files import write_json
 from immiscible_policy.run_setup import (
     begin_run,
     check_dataset,
-    check_run_dir,
     fit,
+    is_main_process,
     plain_settings,
     prepare_run_dir,
+    process_device,
     trainer_config,
 )
 from immiscible_policy.training import Trainer
-from immiscible_policy.training.precision import resolve_device
 
 # Images of a coupling's fit, where it looks at any.
 FIT_IMAGES = 20_000
@@ -100,7 +99,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
 
     A resumed run continues from its last checkpoint, or goes straight to the end if training had ended.
     """
-    begin_run(cfg)
+    begin_run(cfg, run_dir, resume)
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     monitor = ImageEvaluation(**plain_settings(cfg.monitor))
     final = ImageEvaluation(**plain_settings(cfg.evaluation))
@@ -108,8 +107,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         raise ValueError(f"monitor.metrics={list(monitor.metrics)}: must contain fd, by which the best model is kept")
     if cfg.samples.n < 1:
         raise ValueError(f"samples.n={cfg.samples.n}: must be at least 1")
-    main = os.environ.get("RANK", "0") == "0"
-    check_run_dir(run_dir, resume)
+    main = is_main_process()
     check_dataset(cfg, "format", "images")
     _check_objective(plain_settings(cfg.objective))
     source = ImageSource.from_config(plain_settings(cfg.dataset))
@@ -118,7 +116,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     parts = None if latent is None else load_parts(latent)  # what is missing shows before data is read
     data = load_images(source)
     model = build_image_model(cfg, data, coupling, parts)
-    device = _device(cfg.device)
+    device = process_device(cfg.device)
     extractor = check_evaluation(monitor, model, len(data), device, "monitor")
     # One pass over the data serves both evaluations where they look at the same features.
     same_extractor = (monitor.extractor, monitor.weights) == (final.extractor, final.weights)
@@ -186,13 +184,6 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     }
     write_json(run_dir / "summary.json", summary)
     return summary
-
-
-def _device(device: str) -> str:
-    """The device of this process, by its number where several processes have a GPU each."""
-    resolved = resolve_device(device)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several and resolved == "cuda" else resolved
 
 
 def _test_source(source: ImageSource, at_most: int | None) -> ImageSource:

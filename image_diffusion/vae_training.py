@@ -25,15 +25,14 @@ from immiscible_policy.files import write_json
 from immiscible_policy.run_setup import (
     begin_run,
     check_dataset,
-    check_run_dir,
     fit,
     plain_settings,
     prepare_run_dir,
+    process_device,
     trainer_config,
 )
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import replace_folder, staging_folder
-from immiscible_policy.training.precision import resolve_device
 
 ENCODED_AT_ONCE = 64
 # Images that the scale of the latents is measured on.
@@ -147,8 +146,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
 
     Every autoencoder that it writes, those in ``checkpoints`` too, has the scaling factor of its own latents.
     """
-    begin_run(cfg)
-    check_run_dir(run_dir, resume)
+    begin_run(cfg, run_dir, resume)
     check_dataset(cfg, "format", "images")
     source = ImageSource.from_config(plain_settings(cfg.dataset))
     data = load_images(source)
@@ -160,7 +158,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     test = data if source.test_split is None else load_images(source.for_test())
     shown = torch.linspace(0, len(test) - 1, min(len(test), cfg.evaluate_on)).long().unique()
     images = torch.cat([test.batch(part)["image"] for part in shown.split(ENCODED_AT_ONCE)])
-    data.to(resolve_device(cfg.device))
+    data.to(process_device(cfg.device))
 
     def evaluate(averaged: VaeTraining, step: int) -> dict[str, float]:
         averaged.set_scaling(data, cfg.seed)  # the trainer saves it next

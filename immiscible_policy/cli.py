@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from immiscible_policy.data.download import DownloadError
+from immiscible_policy.run_setup import is_main_process
 from immiscible_policy.training import DivergedError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -184,7 +185,7 @@ def begin_training(cfg: DictConfig) -> tuple[DictConfig, Path]:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if cfg.resume is not None:
         cfg = resumed_config(cfg)
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print(f"run folder {run_dir}", flush=True)
         k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
         if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):

@@ -50,7 +50,7 @@ class Cell(GridRun):
             coupling = parse_coupling(text).at_inference()
         except ValueError:
             return False
-        return not (coupling.fit_uses or isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
+        return not (isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
 
     def measurement_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"

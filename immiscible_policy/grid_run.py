@@ -17,8 +17,6 @@ from typing import ClassVar, Self, TypeVar
 from immiscible_policy.files import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
 R = TypeVar("R", bound="GridRun")
 
 
@@ -147,16 +145,16 @@ def work_off(
     """
     progress = Progress()
     numbered = list(enumerate(runs, 1))
-    for is_last in (False, True):
+    for _ in range(2):
         elsewhere = []
         for number, run in numbered:
-            if is_done(run):
-                progress.skipped += 1
-                continue
             title = f"[{number}/{len(runs)}] {run.folder.name}"
             with locked(run.folder) as lock:
                 if lock is None:
                     elsewhere.append((number, run))
+                    continue
+                if is_done(run):  # asked under the lock: nobody can finish it in between
+                    progress.skipped += 1
                     continue
                 try:
                     run.check_overrides()
@@ -166,8 +164,7 @@ def work_off(
                     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
                     announce(f"{title}: failed: {kind}{error}")
         numbered = elsewhere
-        if is_last:
-            progress.elsewhere = len(elsewhere)
+    progress.elsewhere = len(numbered)
     return progress
 
 

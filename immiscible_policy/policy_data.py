@@ -1,6 +1,5 @@
 """Demonstrations as a policy's training sees them: windows of observations and actions, and where they are from."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,7 @@ from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
-from immiscible_policy.run_setup import check_dataset, joint_state, plain_settings
-from immiscible_policy.training.precision import resolve_device
+from immiscible_policy.run_setup import check_dataset, is_main_process, joint_state, plain_settings, process_device
 
 IMAGE_TYPE = "pixels_agent_pos"
 
@@ -51,7 +49,7 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
     together = joint_state(cfg.device)
     main = nullcontext() if together is None else together.main_process_first()
-    announce = print if os.environ.get("RANK", "0") == "0" else lambda line: None
+    announce = print if is_main_process() else lambda line: None
     with main:  # which makes the demonstrations that the others then find
         folder, n_episodes = locate_demonstrations(path, human, generated, announce)
     if n_episodes is not None:  # the demonstrator's, who stores poses: pictures are made from those
@@ -63,7 +61,7 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     observation = observed if isinstance(observed, np.ndarray) else observed["agent_pos"]
     shown: Any = observed
     # A GPU gets all data once and for all; windows share the pictures.
-    device = torch.device(resolve_device(cfg.device)) if together is None else together.device
+    device = torch.device(process_device(cfg.device))
     if not isinstance(observed, np.ndarray):
         shown = {name: torch.from_numpy(part).to(device) for name, part in observed.items()}
     action = replay.arrays["action"]

@@ -1,7 +1,6 @@
 """A policy training run from configuration to summary: data, policy, coupling, training, final evaluation."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -18,13 +17,13 @@ from immiscible_policy.data.windows import ActionWindows
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
-from immiscible_policy.files import write_json, write_text
+from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy_data import PolicyData, load_data
-from immiscible_policy.run_setup import begin_run, check_run_dir, fit, plain_settings, prepare_run_dir, trainer_config
+from immiscible_policy.run_setup import begin_run, fit, is_main_process, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
-from immiscible_policy.training.metrics import read_metrics
+from immiscible_policy.training.metrics import read_metrics, write_metrics
 
 # Training data that a policy keeps where coupled inference needs them: several batches, of 128 KiB for PushT.
 N_COMPANIONS = 1024
@@ -73,15 +72,14 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
 
     A resumed run continues from its last checkpoint, or goes straight to the final evaluation if training had ended.
     """
-    begin_run(cfg)
+    begin_run(cfg, run_dir, resume)
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     final_config = EvaluationConfig(**plain_settings(cfg.evaluation))
     rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
-    check_run_dir(run_dir, resume)
     record = run_dir / "demonstrations.json"
     data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
     policy = build_policy(cfg, data, coupling)
-    if os.environ.get("RANK", "0") == "0" and coupling.caveat is not None:
+    if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     for settings in (rollout_config.noise_selection(), final_config.noise_selection()):
         if settings.mode != "none":
@@ -91,10 +89,10 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     config = trainer_config(cfg, len(data.train))
     run_dir = prepare_run_dir(run_dir, cfg.device)
     rollouts = run_dir / "rollouts.jsonl"
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         write_json(run_dir / record.name, data.source)
         if rollouts.is_file():  # without a line that a kill has cut off, to which the next one would be glued
-            write_text(rollouts, "".join(json.dumps(line) + "\n" for line in read_metrics(rollouts)))
+            write_metrics(rollouts, read_metrics(rollouts))
 
     def evaluate(model: DiffusionPolicy, step: int) -> Mapping[str, float]:
         report = evaluate_policy(model, rollout_config, progress=False)

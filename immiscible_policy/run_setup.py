@@ -1,4 +1,4 @@
-"""What every training run begins with, of policies and of images: settings and a folder."""
+"""What every training run begins and ends with, of policies and of images: settings, processes, a folder."""
 
 import os
 from datetime import timedelta
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.precision import resolve_device
 
+# One process evaluates, or makes demonstrations, while the others wait, which torch lets them do for 10 minutes.
 PATIENCE = timedelta(hours=12)
 
 
@@ -28,24 +29,24 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
     if cfg.epochs is not None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))  # each takes a batch of its own
-        steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"] * processes)
+        # Each process takes a batch of its own.
+        steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"] * n_processes())
         options["steps"] = max(1, int(cfg.epochs * steps_per_epoch))
     options["warmup_steps"] = min(options["warmup_steps"], options["steps"])
     return TrainerConfig(**options)
 
 
-def begin_run(cfg: DictConfig) -> None:
-    """CPU threads and the random seed of this process."""
+def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
+    """Set the CPU threads and the random seed of this process.
+
+    Raises:
+        ValueError: the folder holds a run that is not to be resumed.
+    """
+    if not resume and (run_dir / "checkpoints").exists():
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     set_seed(cfg.seed)
-
-
-def check_run_dir(run_dir: Path, resume: bool) -> None:
-    """Raise a ValueError for a folder that holds a run which is not to be resumed."""
-    if not resume and (run_dir / "checkpoints").exists():
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
 
 
 def fit(trainer: Trainer, resume: bool) -> bool:
@@ -72,13 +73,29 @@ def check_dataset(cfg: DictConfig, key: str, kind: str) -> None:
     raise ValueError(f"dataset: these settings are not of a set of {kind}; choose one of {', '.join(suited)}")
 
 
-def joint_state(device: str) -> PartialState | None:
-    """What the processes of a run know of each other; None for one alone.
+def n_processes() -> int:
+    """Processes of this run, by what their launcher has told them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    Their group has no 10 minutes, torch's default, to answer: one of them evaluates, or makes demonstrations, while the
-    others wait.
+
+def is_main_process() -> bool:
+    """Whether this is the process that evaluates and writes, known before they are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_device(device: str) -> str:
+    """The device of this process, by its number where several processes have a GPU each.
+
+    Args:
+        device: as in the configuration.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    resolved = resolve_device(device)
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if n_processes() > 1 and resolved == "cuda" else resolved
+
+
+def joint_state(device: str) -> PartialState | None:
+    """What the processes of a run know of each other; None for one alone."""
+    if n_processes() == 1:
         return None
     return PartialState(cpu=resolve_device(device) == "cpu", timeout=PATIENCE)
 

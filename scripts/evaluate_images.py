@@ -25,12 +25,11 @@ from image_diffusion.evaluation import (
 from image_diffusion.metrics import METRICS, save_measurements
 from image_diffusion.model import last_model_folder, load_image_model
 from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain
-from immiscible_policy.data.download import DownloadError
 from immiscible_policy.run_setup import check_dataset, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
-# What a user can cause here beyond that: names of overrides, missing packages and weights, a solver that fails.
-FAILURES = (HydraException, OmegaConfBaseException, DownloadError, ImportError, ArithmeticError, *EXPECTED)
+# What a user can cause here beyond that: names of overrides, a solver that fails.
+FAILURES = (HydraException, OmegaConfBaseException, ArithmeticError, *EXPECTED)
 TEXT = """\
 examples:
   python scripts/evaluate_images.py outputs/<date>/<time>_<name> -n 5000                    against its training data

@@ -149,8 +149,6 @@ def train_missing(
 
     def work(run: ImageRun, title: str, lock: int) -> None:
         nonlocal trained
-        if run.is_trained:  # by another process, since it was looked at
-            return
         announce(f"{title}: training")
         run.train(device, lock)
         trained += 1

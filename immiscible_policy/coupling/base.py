@@ -18,6 +18,7 @@ Source = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 
 
 FIT_ARGUMENTS = frozenset({"data", "condition"})
+"""What a ``fit`` may look at."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,14 @@ class Coupling(ABC):
         """One sentence on what sampling from the source does not reproduce of the training noise; None if nothing."""
         return None
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:  # noqa: B027 - most couplings need none
+    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
         """Learn what the coupling needs of the data set before training starts. Most couplings need nothing.
 
         Args:
-            data: (N, ...) normalised data, the data set or a large sample of it.
+            data: (N, ...) normalised data: the data set, or a large sample of it where :meth:`fit_size` does nothing.
             condition: (N, ...) vectors or (N,) labels.
         """
+        self.fit_size(len(data))
 
     @property
     def fit_uses(self) -> frozenset[str]:

@@ -292,6 +292,13 @@ class LinearAssignment(Coupling):
             weight = weight.snapshot()
         return dataclasses.replace(self, across_ranks=False, condition_weight=weight)
 
+    def at_inference(self) -> Coupling:
+        if self.fit_uses and not any(self.state_dict().values()):
+            raise ValueError(
+                f"{self} was fitted to the training data, and without that cannot choose noise for new data"
+            )
+        return super().at_inference()
+
     def state_dict(self) -> dict[str, Any]:
         """The memory of ``condition_weight``, if it has any."""
         weight = self.condition_weight

@@ -199,18 +199,6 @@ class SeedCache(Coupling):
             "with it p(noise | condition), narrows, although all cached noises together are the source's"
         )
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
-        """Take the size of the data set from ``data``, which must be all of it, where ``n_data`` is None.
-
-        Raises:
-            ValueError: data has more samples than ``n_data``, or another number than the seeds were made for.
-        """
-        self.fit_size(len(data))
-
-    @property
-    def fit_uses(self) -> frozenset[str]:
-        return frozenset()
-
     def fit_size(self, n_data: int) -> None:
         """Take the size of the data set, where ``n_data`` of the settings is None.
 

@@ -112,8 +112,6 @@ def measure_prior_gap(
         coupling = parse_coupling(text).at_inference()
     except ValueError:
         return PriorGap(text, prior)
-    if coupling.fit_uses:  # to a data set: what it learned is not part of a policy
-        return PriorGap(text, prior)
     shift, power = _training_noise(policy, training, coupling, batch_size, torch.Generator().manual_seed(seed))
     return PriorGap(str(coupling), prior, shift, power, error(coupling))
 

@@ -138,9 +138,8 @@ def collect_results(
         for place in (folder.resolve(), folder):
             runs[-1]["command"] = runs[-1]["command"].replace(str(place), usual)
         common = {**levels, "training_seed": seed}
-        files = [
-            p for p in sorted((folder / "evaluations").glob("*.parquet")) if not wanted or p.name in wanted[folder]
-        ]
+        found = sorted((folder / "evaluations").glob("*.parquet"))
+        files = [file for file in found if wanted is None or file.name in wanted[folder]]
         rows += [{**common, **row} for row in _final_rows(files, summary["steps"])]
         rows += [{**common, **row} for row in _rollout_rows(folder / "run")]
     content = {"name": name, "factors": factors, "runs": runs}

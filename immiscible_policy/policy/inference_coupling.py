@@ -55,7 +55,7 @@ class InferenceCoupling:
 
         Raises:
             ValueError: none is given and the policy's is not recorded, or its training noise cannot be chosen for new
-                data, or it was fitted to the data set, or it pairs whole batches and the policy kept no companions.
+                data, or it pairs whole batches and the policy kept no companions.
         """
         text = self.selection or policy.coupling
         if text is None:
@@ -63,12 +63,12 @@ class InferenceCoupling:
                 "inference_coupling.selection=None: this policy does not say which coupling it was trained with; give "
                 "one, such as KNN(k=2)"
             )
-        coupling = parse_coupling(text).at_inference()
-        if coupling.fit_uses:
+        try:
+            coupling = parse_coupling(text).at_inference()
+        except ValueError as error:
             raise ValueError(
-                f"inference_coupling: {coupling} was fitted to the training data, which a policy does not keep; choose "
-                "none, or give selection, such as KNN(k=2)"
-            )
+                f"inference_coupling: {error}; choose none, or give another selection, such as KNN(k=2)"
+            ) from error
         if not coupling.is_rowwise and not policy.n_companions:
             raise ValueError(
                 f"inference_coupling: {coupling} pairs whole batches, and this policy kept no training data to make "

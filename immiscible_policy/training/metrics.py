@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class MetricsLogger:
         if not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_metrics(self.path, kept)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record numbers under names such as ``train/loss``; NaN is stored as null, as JSON has no NaN."""
@@ -71,3 +71,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def write_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write what ``read_metrics`` reads, atomically."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -196,7 +196,7 @@ def test_the_extractor_computes_where_the_run_does_even_if_images_are_decoded_on
 
     monkeypatch.setattr(evaluation, "build_extractor", spy)
     monkeypatch.setattr(image_run, "build_extractor", spy)
-    monkeypatch.setattr(image_run, "_device", lambda device: "cuda:3")
+    monkeypatch.setattr(image_run, "process_device", lambda device: "cuda:3")
     monkeypatch.setattr(image_run, "_fit_coupling", lambda *_: None)
     monkeypatch.setattr(image_run.ImageDataset, "to", lambda data, device: data)
     train_images(composed("train_image", *TINY, "evaluation.extractor=random-conv"), tmp_path)
@@ -205,10 +205,10 @@ def test_the_extractor_computes_where_the_run_does_even_if_images_are_decoded_on
 
 def test_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [image_run._device(name) for name in ("auto", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    assert [image_run.process_device(name) for name in ("auto", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [image_run._device(name) for name in ("auto", "cpu")] == ["cuda:1", "cpu"]
+    assert [image_run.process_device(name) for name in ("auto", "cpu")] == ["cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize(
