@@ -27,17 +27,24 @@ def exact(cost: Tensor) -> Tensor:
     """The optimum, by scipy's ``linear_sum_assignment`` on the CPU in float64; O(B^3) in the worst case.
 
     Where every column is taken (P = B), a term that belongs to a column alone does not change the
-    optimum, but scipy's search is the shorter the less the rows compete: its cost is first relieved of
-    the columns' means and, for large B, of the prices that an auction found.
+    optimum, nor does one of a row alone, but scipy's search is the shorter the less the rows compete: its
+    cost is first relieved of the columns' means or, for large B, of the prices that an auction found. After
+    an auction nearly all rows have their least entry in a column of their own; the few columns that nobody
+    wants take the longest, and taking the rows' least entries off and searching from the columns shortens it.
     """
     rows, columns = _check(cost)
     cost = _at_least_float32(cost)
     table = cost.cpu().double()
     if rows == columns and rows > 1:
-        popularity = -cost.mean(0) if rows < _WARM_START_FROM else _bid(cost, eps=0.05, stop=0.02)[1]
+        has_prices = rows >= _WARM_START_FROM
+        popularity = _bid(cost, eps=0.05, stop=0.02)[1] if has_prices else -cost.mean(0)
         relieved = table + popularity.cpu().double()
+        if has_prices:
+            relieved -= relieved.amin(1, keepdim=True)
         # Costs near the largest float may overflow here; scipy then solves them as they are.
-        table = relieved if bool(torch.isfinite(relieved).all()) else table
+        if bool(torch.isfinite(relieved).all()):
+            taken = _by_scipy(relieved.T.contiguous()).argsort() if has_prices else _by_scipy(relieved)
+            return taken.to(cost.device)
     return _by_scipy(table).to(cost.device)
 
 
@@ -193,7 +200,7 @@ def _first_least(cost: Tensor, offset: Tensor, dim: int) -> Tensor:
 def _by_scipy(cost: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment  # costs a quarter of a second to import
 
-    # Rows are data and columns noise: scipy solves this orientation faster than its transpose.
+    # Rows are data and columns noise: as they come, scipy solves this orientation faster than its transpose.
     _, columns = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(columns)
 
