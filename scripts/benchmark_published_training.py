@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from immiscible_policy.training.precision import autocast
+
 HORIZON, N_OBS_STEPS, N_ACTION_STEPS = 16, 2, 8
 KEYPOINTS, AGENT, ACTION_DIM = 18, 2, 2
 OBSERVATION_DIM = KEYPOINTS + AGENT
@@ -135,12 +137,16 @@ def diffusion_loss(network: nn.Module, scheduler: Any, action: Tensor, condition
 
 
 class PublishedLoop:
-    """What both loops share. `step` is one step; `workers` are the processes that load its data."""
+    """What both loops share. `step` is one step; `workers` are the processes that load its data.
+
+    In bf16 the loss is computed under torch.autocast, as LeRobot's `use_amp` has it; fp32 is what both default to.
+    """
 
     def __init__(
-        self, network: PublishedUNet, items: Dataset[Item], batch_size: int, workers: int, device: str
+        self, network: PublishedUNet, items: Dataset[Item], batch_size: int, workers: int, device: str, precision: str
     ) -> None:
         self.network, self.device = network.to(device).train(), torch.device(device)
+        self.precision = precision
         self.scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small")
         with warnings.catch_warnings():  # more workers than cores, as published
             warnings.simplefilter("ignore")
@@ -185,15 +191,18 @@ class OriginalLoop(PublishedLoop):
 
     name = "original loop"
 
-    def __init__(self, network: PublishedUNet, data: Demonstrations, batch_size: int, device: str) -> None:
-        super().__init__(network, SequenceItems(data), batch_size, ORIGINAL_WORKERS, device)
+    def __init__(
+        self, network: PublishedUNet, data: Demonstrations, batch_size: int, device: str, precision: str = "fp32"
+    ) -> None:
+        super().__init__(network, SequenceItems(data), batch_size, ORIGINAL_WORKERS, device, precision)
         self._start(torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6))
         self.average = [p.detach().clone() for p in network.parameters()]
 
     def step(self) -> None:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in self._next().items()}
         observation, action = self._normalised(batch["obs"]), self._normalised(batch["action"])
-        error = diffusion_loss(self.network, self.scheduler, action, observation[:, :N_OBS_STEPS].flatten(1))
+        with autocast(self.precision, self.device.type):
+            error = diffusion_loss(self.network, self.scheduler, action, observation[:, :N_OBS_STEPS].flatten(1))
         loss = (error * torch.ones_like(action, dtype=torch.bool).type(error.dtype)).flatten(1).mean(1).mean()
         loss.backward()
         self.optimizer.step()
@@ -216,8 +225,10 @@ class LeRobotLoop(PublishedLoop):
 
     name = "LeRobot's loop"
 
-    def __init__(self, network: PublishedUNet, data: Demonstrations, batch_size: int, device: str) -> None:
-        super().__init__(network, FrameItems(data), batch_size, LEROBOT_WORKERS, device)
+    def __init__(
+        self, network: PublishedUNet, data: Demonstrations, batch_size: int, device: str, precision: str = "fp32"
+    ) -> None:
+        super().__init__(network, FrameItems(data), batch_size, LEROBOT_WORKERS, device, precision)
         self._start(torch.optim.Adam(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6))
 
     def step(self) -> None:
@@ -227,7 +238,9 @@ class LeRobotLoop(PublishedLoop):
         }
         state, around = (self._normalised(batch[f"observation.{name}"]) for name in ("state", "environment_state"))
         condition = torch.cat([state, around], dim=-1).flatten(1)
-        loss = diffusion_loss(self.network, self.scheduler, self._normalised(batch["action"]), condition).mean()
+        action = self._normalised(batch["action"])
+        with autocast(self.precision, self.device.type):
+            loss = diffusion_loss(self.network, self.scheduler, action, condition).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
         self.optimizer.step()

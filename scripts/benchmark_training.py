@@ -40,10 +40,11 @@ LEROBOT, ORIGINAL = LeRobotLoop.name, OriginalLoop.name
 COMPARED = """\
   training    a whole step of training: data, loss, backward, clipping, optimiser, averaged weights, bookkeeping.
               ours: Trainer with KNN(k=2). original loop, LeRobot's loop: rebuilt from what these do in a step, with the
-              library's convolutions and Mish (fp32), a DataLoader with 1 and 4 workers that makes one item at a time,
-              optimisers as torch chooses them, losses read in every step. Same network size, batch and data. The
-              workers have cores of their own where there are any; cpu counts their time too, and a loop's workers
-              stand still while it is another's turn. Then several training seeds at once, stacked in one network.
+              library's convolutions and Mish (in fp32, their default, and in the precision that ours chooses), a
+              DataLoader with 1 and 4 workers that makes one item at a time, optimisers as torch chooses them, losses
+              read in every step. Same network size, batch and data. The workers have cores of their own where there
+              are any; cpu counts their time too, and a loop's workers stand still while it is another's turn. Then
+              several training seeds at once, stacked in one network.
 """
 
 
@@ -138,14 +139,14 @@ def our_loop(
 def contenders(size: Size, data: Demonstrations, arguments: argparse.Namespace) -> list[Contender]:
     """In the order of the table; our default precision only where it is another than fp32."""
 
-    def published(loop: type[LeRobotLoop] | type[OriginalLoop]) -> Contender:
+    def published(loop: type[LeRobotLoop] | type[OriginalLoop], precision: str) -> Contender:
         def start() -> Loop:
             torch.manual_seed(arguments.seed)
             condition_dim = N_OBS_STEPS * OBSERVATION_DIM
             network = PublishedUNet(ACTION_DIM, condition_dim, size.down_dims, size.step_embed_dim)
-            return loop(network, data, arguments.training_batch, arguments.device)
+            return loop(network, data, arguments.training_batch, arguments.device, precision)
 
-        return Contender(loop.name, "fp32", "mish", start)
+        return Contender(loop.name, precision, "mish", start)
 
     def ours(precision: str, activation: str, mode: bool | str = False) -> Contender:
         return Contender(
@@ -156,10 +157,10 @@ def contenders(size: Size, data: Demonstrations, arguments: argparse.Namespace) 
             mode,
         )
 
-    chosen = [published(LeRobotLoop), published(OriginalLoop), ours("fp32", "mish")]
+    chosen = [published(LeRobotLoop, "fp32"), published(OriginalLoop, "fp32"), ours("fp32", "mish")]
     precision = resolve_precision("auto", arguments.device)
     if precision != "fp32":
-        chosen.append(ours(precision, "mish"))
+        chosen += [published(LeRobotLoop, precision), published(OriginalLoop, precision), ours(precision, "mish")]
     if size.down_dims == SIZES["small"].down_dims:
         chosen.append(ours(precision, "silu"))
     for mode in arguments.training_compile:
@@ -191,7 +192,7 @@ def measure(size_name: str, data: Demonstrations, arguments: argparse.Namespace)
                 if number:
                     wall[key].append(seconds)
                     busy[key].append(processor)
-    theirs = {contender.name: key for key, contender in zip(keys, chosen, strict=True)}
+    theirs = {(c.name, c.precision): key for key, c in zip(keys, chosen, strict=True)}
     eager = {
         c.precision: key for key, c in zip(keys, chosen, strict=True) if c.name == "ours" and c.activation == "mish"
     }
@@ -207,11 +208,12 @@ def measure(size_name: str, data: Demonstrations, arguments: argparse.Namespace)
             "device": arguments.device,
             "steps_per_s": quartiles([1 / seconds for seconds in wall[key]]),
             "cpu_s_per_step": statistics.median(busy[key]),
-            "speed_over_lerobot": ratio(wall, theirs[LEROBOT], key),
-            "speed_over_original": ratio(wall, theirs[ORIGINAL], key),
-            "cpu_of_lerobot_over_this": ratio(busy, theirs[LEROBOT], key),
-            "cpu_of_original_over_this": ratio(busy, theirs[ORIGINAL], key),
         }
+        for short, name in (("lerobot", LEROBOT), ("original", ORIGINAL)):
+            fp32, same = theirs[name, "fp32"], theirs[name, contender.precision]
+            row[f"speed_over_{short}"] = ratio(wall, fp32, key)
+            row[f"speed_over_{short}_same_precision"] = ratio(wall, same, key)
+            row[f"cpu_of_{short}_over_this"] = ratio(busy, fp32, key)
         if contender.compile is not False:
             row["speed_over_eager"] = ratio(wall, eager[contender.precision], key)
         rows.append(row)
@@ -234,12 +236,14 @@ def training_section(arguments: argparse.Namespace) -> list[Row]:
 
 def print_rows(rows: Sequence[Row]) -> None:
     head = f"training, {rows[0]['size']}, batch {rows[0]['batch']}"
-    print(f"{head:<38} {'steps/s':>24} {'over LeRobot':>19} {'over original':>19} {'cpu/step':>10}")
+    over = ("over LeRobot, fp32", "over original, fp32", "LeRobot, same", "original, same")
+    print(f"{head:<38} {'steps/s':>24} " + " ".join(f"{title:>19}" for title in over) + f" {'cpu/step':>10}")
     for row in rows:
         name = f"{row['contender']}, {row['precision']}, {row['activation']}"
-        over = " ".join(f"{spread(row[f'speed_over_{loop}']):>19}" for loop in ("lerobot", "original"))
+        keys = [f"speed_over_{loop}{same}" for same in ("", "_same_precision") for loop in ("lerobot", "original")]
+        ratios = " ".join(f"{spread(row[key]):>19}" for key in keys)
         tail = f"  {spread(row['speed_over_eager'])} over eager" if "speed_over_eager" in row else ""
-        print(f"{name:<38} {spread(row['steps_per_s']):>24} {over} {1e3 * row['cpu_s_per_step']:>7.0f} ms{tail}")
+        print(f"{name:<38} {spread(row['steps_per_s']):>24} {ratios} {1e3 * row['cpu_s_per_step']:>7.0f} ms{tail}")
     print()
 
 

@@ -165,8 +165,9 @@ def test_the_section_at_toy_sizes(modules, published, monkeypatch, tmp_path, cap
     for row in loops:
         assert row["steps_per_s"]["median"] > 0
         assert row["cpu_s_per_step"] > 0
-        same = row["contender"] == "LeRobot's loop"
-        assert (row["speed_over_lerobot"]["median"] == 1) == same
+        theirs = row["contender"] == "LeRobot's loop"
+        assert (row["speed_over_lerobot_same_precision"]["median"] == 1) == theirs
+        assert (row["speed_over_lerobot"]["median"] == 1) == (theirs and row["precision"] == "fp32")
     one, two = ([row for row in rows if row["part"] == "seeds" and row["seeds"] == count] for count in (1, 2))
     for pair in (one, two):
         assert [row["contender"] for row in pair] == ["one after another", "stacked"]
