@@ -54,7 +54,9 @@ def plot_curves(curves: DistanceCurves, path: Path, log: bool = True) -> None:
     axes.set(xlabel=curves.axis, ylabel=curves.key)
     if log:
         _scale_by_factors(axes.set_yscale, axes.yaxis)
-        if not bool((np.diff(points) == 1).all()):  # one call after the other
+        if bool((np.diff(points) == 1).all()):  # one call after the other
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
             _scale_by_factors(axes.set_xscale, axes.xaxis)
             if len(points) <= 10:
                 axes.set_xticks(points, [str(point) for point in points])
