@@ -1,14 +1,25 @@
 """The benchmark's results: resumed, compared by training seed, beside the published numbers."""
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import t
 
 from immiscible_policy.coupling import KNN, LinearAssignment
 from immiscible_policy.evaluation import moons_report
 from immiscible_policy.evaluation.moons import CONDITIONS, Protocol, eight_gaussians
-from immiscible_policy.evaluation.moons_report import ARMS, PUBLISHED, markdown, run_benchmark
+from immiscible_policy.evaluation.moons_report import (
+    ARMS,
+    MEASURES,
+    PUBLISHED,
+    markdown,
+    p_of_published,
+    run_benchmark,
+)
 
 TINY = Protocol(iterations=4, batch_size=8, coupled_size=16, width=4, depth=1, n_points=20)
 
@@ -65,8 +76,30 @@ def test_differences_are_to_the_baseline_of_the_same_seed() -> None:
     }
     text = markdown({"protocol": {"n_points": 20}, "results": {"none": arms}}, 0.125)
     row = next(line for line in text.splitlines() if line.startswith("| `knn`"))
-    assert row.startswith("| `knn` | 3 | 3.000 [-1.968, 7.968] | 2.000 |  | +0.750 [-2.427, +3.927] | 0.500")
+    assert row.startswith("| `knn` | 3 | 3.000 [-1.968, 7.968] | 2.000 |  |  | +0.750 [-2.427, +3.927] | 0.500")
     assert "0.125 apart" in text
+
+
+def test_p_of_published_is_the_tail_of_welchs_t() -> None:
+    ours = [5.6, 6.1, 6.0]
+    mean, deviation = PUBLISHED["none", "fm"][0]
+    errors = np.var(ours, ddof=1) / 3, deviation**2 / 9  # the published variance is over n, not n - 1
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 2 + errors[1] ** 2 / 9)
+    expected = 2 * t.sf(abs(np.mean(ours) - mean) / math.sqrt(sum(errors)), freedom)
+    assert p_of_published("none", "fm", "euler", ours) == pytest.approx(expected, rel=1e-9)
+    assert p_of_published("none", "fm", "euler", ours[:1]) is None
+    assert p_of_published("none", "knn", "euler", ours) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["fm", "ot"])
+def test_the_published_distances_are_reached(arm: str, tmp_path: Path) -> None:
+    """Of three trainings; about 20 minutes of one core for fm, and more than an hour for ot."""
+    torch.set_num_threads(1)
+    content = run_benchmark(tmp_path / "moons.json", [("none", arm, seed) for seed in range(3)])
+    for measure in MEASURES:
+        values = [scores[measure] for scores in content["results"]["none"][arm].values()]
+        assert p_of_published("none", arm, measure, values) > 0.01, (measure, values)
 
 
 def test_published_arms_exist_and_couple_squared_distances_from_the_source() -> None:
