@@ -25,7 +25,7 @@ from image_diffusion.metrics import (
     ReferenceStatistics,
     check_measurable,
     evaluate_features,
-    reference_statistics,
+    kept_reference,
 )
 from image_diffusion.model import sample_in_batches
 
@@ -145,16 +145,17 @@ def batches_of(data: ImageDataset, batch_size: int = 250) -> Iterator[Tensor]:
 def data_reference(
     data: ImageDataset, extractor: FeatureExtractor, config: ImageEvaluation, progress: bool = True
 ) -> ReferenceStatistics:
-    """What an evaluation knows of the data."""
+    """What an evaluation knows of the data, from an earlier run if that took long."""
     source = f"{data.source['name']} {data.source['split']} ({data.source['n']} of {data.image_size}x{data.image_size})"
-    return reference_statistics(
-        batches_of(data),
+    return kept_reference(
+        lambda: batches_of(data),
         extractor,
         source,
+        total=len(data),
+        progress=progress,
         floor="fd_floor" in config.metrics,
         keep_features=bool(_PAIRS & set(config.metrics)),
         max_features=config.max_features,
-        progress=progress,
     )
 
 

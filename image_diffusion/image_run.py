@@ -130,7 +130,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     data.to(device)
     seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
     wanted = replace(monitor, metrics=(*monitor.metrics, *final.metrics)) if shared else monitor
-    reference = data_reference(data, extractor, wanted, progress=False) if main else None
+    reference = data_reference(data, extractor, wanted) if main else None
 
     def evaluate(averaged: ImageModel, step: int) -> Mapping[str, float]:
         save_grid(

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TEST_CACHE"] = tempfile.mkdtemp(prefix="immiscible_tests_")
 os.environ["HF_DATASETS_CACHE"] = os.environ["TEST_CACHE"] + "/datasets"
 os.environ["IMMISCIBLE_WEIGHTS"] = os.environ["TEST_CACHE"] + "/weights"
+os.environ["IMMISCIBLE_REFERENCES"] = os.environ["TEST_CACHE"] + "/references"
 
 from collections.abc import Callable
 from pathlib import Path

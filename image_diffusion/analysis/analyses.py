@@ -93,7 +93,7 @@ def _measures(arms: Arms, settings: Mapping[str, Any], device: str) -> _Measures
     config = replace(config, metrics=("fd",), **{name: settings[name] for name in settings if name in known})
     data = load_images(ImageSource.from_config(saved["dataset"]))
     extractor = build_extractor(config, data.image_size, data.channels, device)
-    return _Measures(data, extractor, data_reference(data, extractor, config, progress=False), config)
+    return _Measures(data, extractor, data_reference(data, extractor, config), config)
 
 
 def _training_curves(

@@ -8,6 +8,7 @@ from image_diffusion.metrics.evaluate import METRICS, check_measurable, evaluate
 from image_diffusion.metrics.extractor import FeatureExtractor
 from image_diffusion.metrics.frechet import frechet_distance
 from image_diffusion.metrics.inception import Inception
+from image_diffusion.metrics.kept_reference import kept_reference
 from image_diffusion.metrics.kid import KernelDistance, kernel_distance
 from image_diffusion.metrics.pixels import Pixels
 from image_diffusion.metrics.prdc import NeighbourhoodScores, neighbourhood_scores
@@ -39,6 +40,7 @@ __all__ = [
     "cmmd",
     "evaluate_features",
     "frechet_distance",
+    "kept_reference",
     "kernel_distance",
     "neighbourhood_scores",
     "reference_statistics",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from image_diffusion.metrics.extractor import as_rgb, check_images
+from image_diffusion.metrics.extractor import as_rgb, check_images, in_parts
 from immiscible_policy.files import file_sha256
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -48,6 +48,9 @@ class EfficientNetLite0:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images, (1, 3), self.name)
+        return in_parts(self._features, images, self.device)
+
+    def _features(self, images: Tensor) -> Tensor:
         pixels = as_rgb(images).to(self.device).float()
         if pixels.shape[2:] != (self.size, self.size):
             pixels = functional.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)

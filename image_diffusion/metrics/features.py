@@ -12,26 +12,36 @@ from image_diffusion.metrics.extractor import FeatureExtractor
 
 Images = Tensor | Iterable[Tensor]
 
+BAR_AFTER = 2.0  # seconds
+
 
 def feature_batches(
-    images: Images, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True, label: str = "images"
+    images: Images,
+    extractor: FeatureExtractor,
+    batch_size: int = 64,
+    progress: bool = True,
+    label: str = "images",
+    total: int | None = None,
 ) -> Iterator[Tensor]:
     """Features (N, dim) float32 on the CPU, in the order of the images, which are gone through once.
 
     Args:
         images: uint8 (N, C, H, W), or an iterable of such batches, of any sizes.
         extractor: applied to at most ``batch_size`` images at once.
-        progress: show a bar.
+        progress: show a bar, if it takes longer than ``BAR_AFTER``.
         label: what the images are, for the bar and for messages.
+        total: how many, for the bar; a tensor's are known.
 
     Raises:
         ValueError: the extractor gives features of another shape, or NaN or infinity; the message says for which image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    total = len(images) if isinstance(images, Tensor) else None
+    total = len(images) if isinstance(images, Tensor) else total
     done = 0
-    with tqdm(total=total, desc=f"{extractor.name}, {label}", unit="image", disable=not progress) as bar:
+    with tqdm(
+        total=total, desc=f"{extractor.name}, {label}", unit="image", disable=not progress, delay=BAR_AFTER
+    ) as bar:
         for batch in [images] if isinstance(images, Tensor) else images:
             if not isinstance(batch, Tensor):
                 raise TypeError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from image_diffusion.metrics.extractor import as_rgb, check_images, weights_folder
+from image_diffusion.metrics.extractor import as_rgb, check_images, in_parts, weights_folder
 from immiscible_policy.data.download import DownloadError, download
 from immiscible_policy.files import file_sha256
 
@@ -68,12 +68,16 @@ class Inception:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images, (1, 3), self.name)
-        features = self._network(as_rgb(images).to(self.device), return_features=True)
+        features = in_parts(self._features, images, self.device)
         if features.shape != (len(images), self.dim):
             raise ValueError(
                 f"the network must give features {(len(images), self.dim)}, it gave {tuple(features.shape)}"
             )
         return features.float()
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self._network(as_rgb(images).to(self.device), return_features=True)
+        return features
 
 
 def _find(path: str | Path | None, url: str, sha256: str, progress: bool) -> Path:

@@ -1,4 +1,4 @@
-"""The reference's side of a comparison, computed once and kept in a file."""
+"""The reference's side of a comparison, computed once; a file of it."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ def reference_statistics(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
+    total: int | None = None,
 ) -> ReferenceStatistics:
     """Go through the reference images once.
 
@@ -134,6 +135,7 @@ def reference_statistics(
         keep_features: keep the features, for the metrics that need pairs.
         max_features: keep a random sample of at most this many, to bound memory and the quadratic cost of pairs.
         seed: draws halves and sample.
+        total: images, for the bar, where they come in batches.
 
     Raises:
         ValueError: fewer than 2 images, or what ``feature_batches`` refuses.
@@ -144,7 +146,7 @@ def reference_statistics(
     halves = (RunningStatistics(extractor.dim), RunningStatistics(extractor.dim))
     sample = FeatureSample(max_features, seed)
     sides = _Sides(seed)
-    for features in feature_batches(images, extractor, batch_size, progress, "reference"):
+    for features in feature_batches(images, extractor, batch_size, progress, "reference", total):
         if keep_features:
             sample.add(features)
         if floor:

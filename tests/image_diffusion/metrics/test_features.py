@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from image_diffusion.metrics import features
 from image_diffusion.metrics.features import FeatureSample, feature_batches
 from image_diffusion.metrics.pixels import Pixels
 
@@ -41,7 +42,10 @@ def test_tensors_and_batches_of_any_sizes(sizes, batch_size):
     assert torch.equal(all_features(iter(IMAGES.split(sizes)), batch_size=batch_size), expected)
 
 
-def test_a_bar_counts_images(capsys):
+def test_a_bar_counts_images_if_they_take_long(capsys, monkeypatch):
+    list(feature_batches(IMAGES, EXTRACTOR))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(features, "BAR_AFTER", 0.0)
     list(feature_batches(IMAGES, EXTRACTOR, batch_size=4, label="generated"))
     assert "pixels, generated: 100%" in capsys.readouterr().err
     list(feature_batches(IMAGES, EXTRACTOR, progress=False))
