@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,7 +33,8 @@ from image_diffusion.analysis.tsne import map_paths
 from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
-from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, ReferenceStatistics
+from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics, as_json
+from image_diffusion.metrics.record import from_json
 from immiscible_policy.files import write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
@@ -208,11 +210,31 @@ def _step_distance(arms: Arms, place: Place, **settings: Any) -> list[Path]:
 
 
 def _sampling_steps(arms: Arms, place: Place, steps: Sequence[int] = PUBLISHED_STEPS, **settings: Any) -> list[Path]:
-    """Distance against the number of sampling steps."""
+    """Distance against the number of sampling steps. Each is kept as it is measured, for a call after a kill."""
     measures = _measures(arms, settings, place.device)
     models = _models(arms, place.device)
-    curves = sampling_steps(models, measures.reference, measures.extractor, measures.config, list(steps))
-    return _write_distances(curves, place, "steps")
+    reference, extractor, config = measures.reference, measures.extractor, measures.config
+    path = place.path("steps-measured.json")
+    of = {
+        "evaluation": asdict(config),
+        "extractor": [extractor.name, extractor.weights_sha256],
+        "reference": reference.source,
+        "runs": {run.folder.name: run.provenance() for runs in arms.values() for run in runs},
+    }
+    kept: dict[str, Any] = {"of": json.loads(json.dumps(of)), "measured": []}
+    if path.is_file():
+        found = json.loads(path.read_text())
+        kept = found if found["of"] == kept["of"] else kept
+    known = {(arm, seed, count): from_json(content) for arm, seed, count, content in kept["measured"]}
+
+    def keep(arm: str, seed: int, count: int, measurement: Measurement) -> None:
+        kept["measured"].append([arm, seed, count, as_json({"fd": measurement})["fd"]])
+        write_json(path, kept)
+
+    curves = sampling_steps(models, reference, extractor, config, list(steps), known=known, on_measured=keep)
+    written = _write_distances(curves, place, "steps")
+    path.unlink(missing_ok=True)  # it is in the tables' JSON now
+    return written
 
 
 def _write_distances(curves: DistanceCurves, place: Place, name: str) -> list[Path]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from image_diffusion.base_model import ImageModel
+from image_diffusion.metrics.features import BAR_AFTER
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t, paired_difference_t
 
 Models = Mapping[str, Sequence[ImageModel] | Mapping[int, ImageModel]]
@@ -59,6 +61,15 @@ def models_by_seed(models: Models) -> dict[str, dict[int, ImageModel]]:
         said = ", ".join(f"{name!r}: {channels} x {size} x {size}" for (channels, size), name in shapes.items())
         raise ValueError(f"models must make images of one shape, got {said}")
     return arms
+
+
+def each_model(arms: Mapping[str, Mapping[int, ImageModel]], label: str) -> Iterator[tuple[str, int, ImageModel]]:
+    """Arm, training seed and model, under a bar if they take long."""
+    models = [(arm, seed, model) for arm, by_seed in arms.items() for seed, model in by_seed.items()]
+    with tqdm(total=len(models), desc=label, unit="model", delay=BAR_AFTER) as bar:
+        for one in models:
+            yield one
+            bar.update()
 
 
 def compare(tables: Tables, level: float = 0.95) -> dict[str, Comparison]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_diffusion.analysis.arms import Comparison, Models, cell, compare, models_by_seed
+from image_diffusion.analysis.arms import Comparison, Models, cell, compare, each_model, models_by_seed
 from image_diffusion.analysis.from_noise import draw_from, start_noise
 from image_diffusion.base_model import ImageModel, Labels
 from image_diffusion.metrics import FeatureExtractor
@@ -210,11 +210,10 @@ def perturbation_stability(
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: needs at least 2 different ones, got {list(seeds)}")
     values: dict[str, dict[str, dict[int, np.ndarray]]] = {}
-    for arm, by_seed in models_by_seed(models).items():
-        for training_seed, model in by_seed.items():
-            measured = distances(perturbed_images(model, seeds, settings, labels), extractor, settings.batch_size)
-            for measure, table in measured.items():
-                values.setdefault(measure, {}).setdefault(arm, {})[training_seed] = table
+    for arm, training_seed, model in each_model(models_by_seed(models), "perturbed images"):
+        measured = distances(perturbed_images(model, seeds, settings, labels), extractor, settings.batch_size)
+        for measure, table in measured.items():
+            values.setdefault(measure, {}).setdefault(arm, {})[training_seed] = table
     return PerturbationStability(settings, extractor.name, tuple(seeds), values)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from image_diffusion.analysis.arms import Models, models_by_seed
+from image_diffusion.analysis.arms import Models, each_model, models_by_seed
 from image_diffusion.analysis.curves import DistanceCurves
 from image_diffusion.analysis.trajectory import Call, batches, check_same_calls, watched
 from image_diffusion.base_model import ImageModel
@@ -53,17 +53,10 @@ def step_distance(
     reference.check(extractor)
     arms = models_by_seed(models)
     calls = check_same_calls(arms, config.num_inference_steps)
-    measured = {
-        arm: {
-            seed: tuple(
-                _distances(
-                    model, reference, extractor, config, calls, {"arm": arm, "training_seed": seed, **(record or {})}
-                )
-            )
-            for seed, model in by_seed.items()
-        }
-        for arm, by_seed in arms.items()
-    }
+    measured: dict[str, dict[int, tuple[Measurement, ...]]] = {arm: {} for arm in arms}
+    for arm, seed, model in each_model(arms, "distances of predictions"):
+        own = {"arm": arm, "training_seed": seed, **(record or {})}
+        measured[arm][seed] = tuple(_distances(model, reference, extractor, config, calls, own))
     key = result_key("fd", extractor.name, config.n_samples, reference.statistics.n, extractor.canonical)
     return DistanceCurves(key, "network call", tuple(range(1, calls + 1)), measured)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_diffusion.analysis.arms import Comparison, Models, cell, compare, models_by_seed, spread
+from image_diffusion.analysis.arms import Comparison, Models, cell, compare, each_model, models_by_seed, spread
 from image_diffusion.base_model import ImageModel, Labels
 from immiscible_policy.diffusion import FlowMatching
 from immiscible_policy.evaluation.table_files import markdown
@@ -204,14 +204,13 @@ def trajectory_statistics(
     arms = models_by_seed(models)
     check_same_calls(arms, num_inference_steps)
     values: dict[str, dict[str, dict[int, np.ndarray]]] = {name: {arm: {} for arm in arms} for name in STATISTICS}
-    for arm, by_seed in arms.items():
-        for training_seed, model in by_seed.items():
-            columns: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
-            for part, chosen in batches(model, seeds, labels, batch_size):
-                for name, table in _statistics(model, part, chosen, num_inference_steps).items():
-                    columns[name].append(table)
-            for name, tables in columns.items():
-                values[name][arm][training_seed] = np.concatenate(tables, axis=1)
+    for arm, training_seed, model in each_model(arms, "predictions"):
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
+        for part, chosen in batches(model, seeds, labels, batch_size):
+            for name, table in _statistics(model, part, chosen, num_inference_steps).items():
+                columns[name].append(table)
+        for name, tables in columns.items():
+            values[name][arm][training_seed] = np.concatenate(tables, axis=1)
     return TrajectoryStatistics(tuple(seeds), values)
 
 

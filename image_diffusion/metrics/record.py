@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -79,6 +80,17 @@ def result_key(metric: str, extractor: str, n_generated: int, n_reference: int, 
 def as_json(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
     """Measurements as JSON holds them; NaN, which JSON lacks, is null."""
     return {key: finite(asdict(measurement)) for key, measurement in measurements.items()}
+
+
+def from_json(content: Mapping[str, Any]) -> Measurement:
+    """A measurement that ``as_json`` wrote."""
+    value = content["value"]
+    return Measurement(
+        math.nan if value is None else value,
+        MetricRecord(**content["record"]),
+        content["standard_error"],
+        tuple(content["notes"]),
+    )
 
 
 def save_measurements(path: str | Path, measurements: Mapping[str, Measurement]) -> Path:
