@@ -7,6 +7,7 @@ that acts in chunks knows nearly: the remainder of its previous plan (``warm``),
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,12 @@ class InferenceCoupling:
             raise ValueError(
                 f"inference_coupling: {coupling} pairs whole batches, and this policy kept no training data to make "
                 "a batch of (n_companions=0)"
+            )
+        if self.selection is None and isinstance(coupling, Independent):
+            warnings.warn(
+                "inference_coupling: the policy was trained without a coupling, so that its noise is drawn as ever; "
+                "give another selection, such as KNN(k=2)",
+                stacklevel=2,
             )
         return coupling
 

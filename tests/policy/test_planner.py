@@ -178,9 +178,11 @@ def test_what_was_trained_at_the_end_is_what_chooses() -> None:
     with pytest.raises(ValueError, match="was fitted to the training data"):
         chosen("LinearAssignment(condition_weight=ClusteredConditions())")
     policy = Spied.of(small_policy("Independent()"))
-    Planner(policy, [1], inference_coupling="warm").act(observations(1))
+    with pytest.warns(UserWarning, match="trained without a coupling, so that its noise is drawn as ever"):
+        Planner(policy, [1], inference_coupling="warm").act(observations(1))
     Planner(policy, [1]).act(observations(1))
-    assert isinstance(InferenceCoupling("warm").coupling_for(policy), Independent)
+    with pytest.warns(UserWarning, match="drawn as ever"):
+        assert isinstance(InferenceCoupling("warm").coupling_for(policy), Independent)
     assert torch.equal(policy.noises[0], policy.noises[1])
 
 
