@@ -151,6 +151,7 @@ def data_reference(
         lambda: batches_of(data),
         extractor,
         source,
+        data.source["pixels_hash"],
         total=len(data),
         progress=progress,
         floor="fd_floor" in config.metrics,

@@ -33,9 +33,8 @@ from image_diffusion.analysis.tsne import map_paths
 from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
-from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics, as_json
-from image_diffusion.metrics.record import from_json
-from immiscible_policy.files import write_json, write_text
+from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics
+from immiscible_policy.files import finite, write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
 """Arm -> its finished trainings; the baseline first."""
@@ -221,14 +220,14 @@ def _sampling_steps(arms: Arms, place: Place, steps: Sequence[int] = PUBLISHED_S
         "reference": reference.source,
         "runs": {run.folder.name: run.provenance() for runs in arms.values() for run in runs},
     }
-    kept: dict[str, Any] = {"of": json.loads(json.dumps(of)), "measured": []}
+    kept: dict[str, Any] = {"of": finite(of), "measured": []}
     if path.is_file():
         found = json.loads(path.read_text())
         kept = found if found["of"] == kept["of"] else kept
-    known = {(arm, seed, count): from_json(content) for arm, seed, count, content in kept["measured"]}
+    known = {(arm, seed, count): Measurement.from_json(content) for arm, seed, count, content in kept["measured"]}
 
     def keep(arm: str, seed: int, count: int, measurement: Measurement) -> None:
-        kept["measured"].append([arm, seed, count, as_json({"fd": measurement})["fd"]])
+        kept["measured"].append([arm, seed, count, measurement.to_json()])
         write_json(path, kept)
 
     curves = sampling_steps(models, reference, extractor, config, list(steps), known=known, on_measured=keep)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_diffusion.analysis.arms import Comparison, cell, compare, spread
-from image_diffusion.metrics import Measurement, as_json
+from image_diffusion.metrics import Measurement
 from immiscible_policy.evaluation.table_files import markdown
 
 _SHOWN = 8  # columns of a table
@@ -47,10 +47,7 @@ class DistanceCurves:
                 for point, rows in zip(self.points, self.comparisons(), strict=True)
             ],
             "measurements": {
-                arm: {
-                    str(seed): [as_json({self.key: measurement})[self.key] for measurement in row]
-                    for seed, row in rows.items()
-                }
+                arm: {str(seed): [measurement.to_json() for measurement in row] for seed, row in rows.items()}
                 for arm, rows in self.measurements.items()
             },
         }

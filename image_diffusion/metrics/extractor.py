@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,11 +101,6 @@ def tensors_sha256(tensors: Iterable[Tensor]) -> str:
     """SHA-256 over the values of tensors, with their shapes, in the given order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        add_to_digest(digest, tensor)
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def add_to_digest(digest: Any, tensor: Tensor) -> None:
-    """One tensor's part of :func:`tensors_sha256`."""
-    digest.update(str(tuple(tensor.shape)).encode())
-    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from image_diffusion.metrics.extractor import FeatureExtractor, add_to_digest, references_folder, tensors_sha256
+from image_diffusion.metrics.extractor import FeatureExtractor, references_folder
 from image_diffusion.metrics.features import BAR_AFTER
 from image_diffusion.metrics.reference import ReferenceStatistics, reference_statistics
 
@@ -23,6 +23,7 @@ def kept_reference(
     batches: Callable[[], Iterable[Tensor]],
     extractor: FeatureExtractor,
     source: str,
+    pixels_hash: str | None = None,
     total: int | None = None,
     progress: bool = True,
     worth_seconds: float = WORTH_SECONDS,
@@ -30,13 +31,14 @@ def kept_reference(
 ) -> ReferenceStatistics:
     """``reference_statistics``, from :func:`references_folder` where the same were made before.
 
-    The same are those of the same images, by the hash of all their pixels, extractor, weights, device and options. The
-    pixels are only gone through for comparison if statistics of an equally named set are kept. A damaged file is made
-    anew, one that cannot be written a warning.
+    The same are those of the same images, by the hash of all their pixels, extractor, weights, device and options.
+    Where that hash is not known, the pixels are gone through for it only if statistics of an equally named set are
+    kept. A damaged file is made anew, one that cannot be written a warning.
 
     Args:
         batches: starts a pass over the images.
         source: which images these are.
+        pixels_hash: SHA-256 of all pixels in order, such as a data set's record has of images in memory.
         total: images, for the bars.
         worth_seconds: what took at least so long is kept.
         options: of ``reference_statistics``.
@@ -50,20 +52,24 @@ def kept_reference(
         dict(sorted(options.items())),
     ]
     folder, name = references_folder(), hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-    if any(folder.glob(f"{name}-*.npz")):
-        path = folder / f"{name}-{tensors_sha256(_shown(batches(), total, progress))}.npz"
-        if path.is_file():
-            try:
-                return ReferenceStatistics.load(path)
-            except ValueError as error:
-                warnings.warn(f"{error}; it is made anew", stacklevel=2)
-    digest = hashlib.sha256()
-    started = time.monotonic()
-    made = reference_statistics(
-        _hashed(batches(), digest), extractor, source, total=total, progress=progress, **options
-    )
+    if pixels_hash is None and any(folder.glob(f"{name}-*.npz")):
+        read = hashlib.sha256()
+        with tqdm(
+            total=total, desc="compare with kept statistics", unit="image", disable=not progress, delay=BAR_AFTER
+        ) as bar:
+            for batch in _hashed(batches(), read):
+                bar.update(len(batch))
+        pixels_hash = read.hexdigest()
+    if pixels_hash is not None and (path := folder / f"{name}-{pixels_hash}.npz").is_file():
+        try:
+            return ReferenceStatistics.load(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; it is made anew", stacklevel=2)
+    read, started = hashlib.sha256(), time.monotonic()
+    images = batches() if pixels_hash is not None else _hashed(batches(), read)
+    made = reference_statistics(images, extractor, source, total=total, progress=progress, **options)
     if time.monotonic() - started >= worth_seconds:
-        path = folder / f"{name}-{digest.hexdigest()}.npz"
+        path = folder / f"{name}-{pixels_hash or read.hexdigest()}.npz"
         try:
             made.save(path)
         except OSError as error:
@@ -73,14 +79,5 @@ def kept_reference(
 
 def _hashed(batches: Iterable[Tensor], digest: Any) -> Iterator[Tensor]:
     for batch in batches:
-        add_to_digest(digest, batch)
+        digest.update(batch.contiguous().numpy().data)
         yield batch
-
-
-def _shown(batches: Iterable[Tensor], total: int | None, progress: bool) -> Iterator[Tensor]:
-    with tqdm(
-        total=total, desc="compare with kept statistics", unit="image", disable=not progress, delay=BAR_AFTER
-    ) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))

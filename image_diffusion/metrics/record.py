@@ -56,6 +56,17 @@ class Measurement:
     standard_error: float | None = None
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; NaN, which JSON lacks, is null."""
+        content: dict[str, Any] = finite(asdict(self))
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Measurement:
+        """What ``to_json`` gave."""
+        value, record = content["value"], MetricRecord(**content["record"])
+        return cls(math.nan if value is None else value, record, content["standard_error"], tuple(content["notes"]))
+
 
 def result_key(metric: str, extractor: str, n_generated: int, n_reference: int, canonical: bool) -> str:
     """The name under which a result may be quoted: ``{metric}_{extractor}_{n_generated}``.
@@ -78,19 +89,8 @@ def result_key(metric: str, extractor: str, n_generated: int, n_reference: int, 
 
 
 def as_json(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
-    """Measurements as JSON holds them; NaN, which JSON lacks, is null."""
-    return {key: finite(asdict(measurement)) for key, measurement in measurements.items()}
-
-
-def from_json(content: Mapping[str, Any]) -> Measurement:
-    """A measurement that ``as_json`` wrote."""
-    value = content["value"]
-    return Measurement(
-        math.nan if value is None else value,
-        MetricRecord(**content["record"]),
-        content["standard_error"],
-        tuple(content["notes"]),
-    )
+    """Measurements as JSON holds them."""
+    return {key: measurement.to_json() for key, measurement in measurements.items()}
 
 
 def save_measurements(path: str | Path, measurements: Mapping[str, Measurement]) -> Path:

@@ -1,5 +1,6 @@
 """Statistics that took long are kept, and found only for the very same images, extractor and options."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -110,3 +111,20 @@ def test_where_nothing_can_be_written_there_is_a_warning(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same(made, ask(worth_seconds=1e6))
+
+
+def test_a_known_hash_is_the_one_that_a_pass_over_the_pixels_finds(folder: Path) -> None:
+    known = hashlib.sha256(IMAGES.numpy().data).hexdigest()
+    first = ask()
+    passes = []
+
+    def batches():
+        passes.append(1)
+        return iter(IMAGES.split(7))
+
+    again = kept_reference(batches, Counting((1, 2, 2)), "noise", known, progress=False, **OPTIONS)
+    same(first, again)
+    assert not passes
+    assert Counting.seen == 30
+    (path,) = folder.iterdir()
+    assert path.name.endswith(f"-{known}.npz")
