@@ -13,9 +13,6 @@ from immiscible_policy.evaluation.results import Results
 from immiscible_policy.evaluation.variance_components import mean_t
 from immiscible_policy.files import save_figure
 
-# Plain inference is a full line, coupled inference a dashed one.
-STYLES = {"none": "-", "warm": "--", "two_pass": ":"}
-
 
 def coverage_while_training(results: Results, fixed: dict[str, Any], path: Path) -> bool:
     """Mean max coverage of the rollouts against training steps, a line a coupling with t intervals over training seeds.
@@ -38,46 +35,81 @@ def coverage_while_training(results: Results, fixed: dict[str, Any], path: Path)
         axes.plot(points, 100 * means, marker="o", markersize=3, color=f"C{index}", label=coupling)
         low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
         axes.fill_between(points, 100 * low, 100 * high, color=f"C{index}", alpha=0.12, linewidth=0)
+    if not axes.get_legend_handles_labels()[0]:
+        return False
     axes.set(xlabel="training steps", ylabel="max coverage, %", ylim=(0, 100))
-    return _save(figure, axes, path)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save_figure(figure, path, dpi=140)
+    return True
 
 
-def coverage_by_steps(results: Results, fixed: dict[str, Any], path: Path) -> bool:
-    """Max coverage after training against sampling steps, a colour a coupling, a line style a way of inference."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for index, coupling in enumerate(results.levels("coupling", **fixed)):
-        for inference in results.levels("inference_coupling", coupling=coupling, kind="final", **fixed):
-            values = {**fixed, "coupling": coupling, "kind": "final", "inference_coupling": inference}
-            selections = results.levels("selection", **values)
-            steps = sorted(results.levels("num_inference_steps", **values))
-            for selection in selections:
-                points = []
-                for count in steps:
-                    chosen = {**values, "num_inference_steps": count, "selection": selection}
-                    if results.where(**chosen).any():
-                        points.append((count, mean_t(_score_table(results, chosen))))
-                if not points:
-                    continue
-                mean = np.array([interval.mean for _, interval in points])
-                reach = [np.abs([getattr(i, end) - i.mean for _, i in points]) for end in ("low", "high")]
-                axes.errorbar(
-                    [count * (1 + 0.015 * index) for count, _ in points],
-                    100 * mean,
-                    100 * np.nan_to_num(np.array(reach)),
-                    color=f"C{index}",
-                    linestyle=STYLES.get(inference, "-."),
-                    marker="o" if inference == "none" else "s",
-                    markersize=4,
-                    capsize=2,
-                    linewidth=1.2,
-                    label=coupling + ("" if inference == "none" else f", {inference} {selection or ''}".rstrip()),
-                )
-    axes.set(xlabel="sampling steps", ylabel="max coverage, %", xscale="log", ylim=(0, 100))
-    ticks = sorted(results.levels("num_inference_steps", kind="final", **fixed))
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    return _save(figure, axes, path)
+def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, path: Path) -> bool:
+    """Max coverage after training against sampling steps: a panel a coupling, a line a way of choosing the noise.
+
+    Every panel shows the baseline's plain inference in grey. Intervals are t intervals over training seeds.
+
+    Args:
+        baseline: the coupling that the others are compared with.
+    """
+    chosen = {**fixed, "kind": "final"}
+    couplings = results.levels("coupling", **chosen)
+    if not couplings:
+        return False
+    columns = min(3, len(couplings))
+    rows = -(-len(couplings) // columns)
+    figure = Figure(figsize=(2 + 2.6 * columns, 0.9 + 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    ways = list(dict.fromkeys(way for name in couplings for way in _ways(results, {**chosen, "coupling": name})))
+    lines: dict[str, Any] = {}
+    for name, axes in zip(couplings, panels, strict=False):
+        if baseline in couplings and name != baseline:
+            plain = {**chosen, "coupling": baseline, "inference_coupling": "none"}
+            lines[f"{baseline}, N(0, I)"] = _steps_line(axes, results, plain, color="0.6", linewidth=1.0)
+        for way in ways:
+            inference, selection = way
+            values = {**chosen, "coupling": name, "inference_coupling": inference, "selection": selection}
+            if not results.where(**values).any():
+                continue
+            index = ways.index(way)
+            label = "N(0, I)" if inference == "none" else f"{inference} {selection or 'as trained'}"
+            lines[label] = _steps_line(
+                axes, results, values, shift=index, color=f"C{index}", marker="o", markersize=3, linewidth=1.2
+            )
+        seeds = len(results.levels("training_seed", **chosen, coupling=name))
+        axes.set_title(f"{name} ({seeds} training seed{'s' * (seeds > 1)})", fontsize=9)
+        axes.grid(alpha=0.3)
+    for axes in panels:  # what the grid has beyond the couplings
+        axes.set_visible(False)
+    ticks = sorted(results.levels("num_inference_steps", **chosen))
+    first = figure.axes[0]
+    first.set(xscale="log", ylim=(0, 100))
+    first.set_xticks(ticks, [str(tick) for tick in ticks])
+    first.minorticks_off()
+    figure.supxlabel("sampling steps", fontsize=9)
+    figure.supylabel("max coverage, %", fontsize=9)
+    figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside right upper", title="initial noise")
+    save_figure(figure, path, dpi=140)
+    return True
+
+
+def _ways(results: Results, values: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """(inference_coupling, selection) of the evaluations with these values."""
+    return [
+        (inference, selection)
+        for inference in results.levels("inference_coupling", **values)
+        for selection in results.levels("selection", **values, inference_coupling=inference)
+    ]
+
+
+def _steps_line(axes: Any, results: Results, values: dict[str, Any], shift: int = 0, **style: Any) -> Any:
+    """Mean and interval at each number of sampling steps, moved aside a little so that lines can be told apart."""
+    steps = sorted(results.levels("num_inference_steps", **values))
+    intervals = [mean_t(_score_table(results, {**values, "num_inference_steps": count})) for count in steps]
+    mean = np.array([interval.mean for interval in intervals])
+    reach = [np.abs([getattr(i, end) - i.mean for i in intervals]) for end in ("low", "high")]
+    places = [count * (1 + 0.03 * shift) for count in steps]
+    return axes.errorbar(places, 100 * mean, 100 * np.nan_to_num(np.array(reach)), capsize=2, **style)
 
 
 def _score_table(results: Results, values: dict[str, Any]) -> np.ndarray:
@@ -93,12 +125,3 @@ def single_variant(results: Results, values: dict[str, Any]) -> dict[str, Any]:
         levels = results.levels(name, **values)
         values = {**values, name: default if default in levels else levels[0]}
     return values
-
-
-def _save(figure: Figure, axes: Any, path: Path) -> bool:
-    if not axes.get_legend_handles_labels()[0]:
-        return False
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save_figure(figure, path, dpi=140)
-    return True

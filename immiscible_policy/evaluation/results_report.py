@@ -74,10 +74,11 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
             if len(rows) > 1:
                 written += write_table(folder / "tables", name, rows, content, note + mixed)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for draw, name in ((coverage_while_training, "training"), (coverage_by_steps, "sampling_steps")):
-            path = folder / "figures" / f"{name}-{stem}.png"
-            if draw(results, fixed, path):
-                written.append(path)
+        training, steps = (folder / "figures" / f"{name}-{stem}.png" for name in ("training", "sampling_steps"))
+        if coverage_while_training(results, fixed, training):
+            written.append(training)
+        if coverage_by_steps(results, fixed, baseline, steps):
+            written.append(steps)
     return written
 
 

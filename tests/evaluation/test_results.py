@@ -174,7 +174,7 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
     values = single_variant(results, {"kind": "final", "inference_coupling": "warm"})
     assert (values["first_chunk"], values["known_only"], values["noise_seed"]) == ("two_pass", False, 0)
     assert max(results.scores("max_coverage", **values)[0].values()) < 0.85
-    assert coverage_by_steps(results, FIXED, tmp_path / "steps.png")
+    assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
 
 
 def test_curves_rules_and_modes(path: Path) -> None:
