@@ -16,7 +16,7 @@ from typing import Any
 
 from immiscible_policy import grid_run
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
-from immiscible_policy.evaluation.results import collect_results
+from immiscible_policy.evaluation.results import collect_results, reserved_names
 from immiscible_policy.experiment_cell import (
     SETTINGS,
     Cell,
@@ -63,6 +63,9 @@ class Experiment:
                 f"({', '.join(self.factors.get('coupling', {})) or 'which is missing'})"
             )
         check_grid(self.factors, self.seeds)
+        taken = sorted(set(self.factors) & set(reserved_names()))
+        if taken:
+            raise ValueError(f"factors: {', '.join(taken)} are columns of every table of results; choose other names")
         for settings in self.evaluations:  # which refuses what is not allowed
             _evaluation_configs(settings)
             for name, levels in settings.get("only", {}).items():

@@ -265,6 +265,10 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"seeds": []}, r"seeds=\[\] must be different"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be different"),
         ({"factors": {"coupling": {"none": []}, "observation": {}}}, r"empty: \['observation'\]"),
+        (
+            {"factors": {"coupling": {"none": []}, "kind": {"a": []}, "length": {"b": []}}},
+            r"factors: kind, length are columns of every table of results; choose other names",
+        ),
         ({"measurements": {"modes": {"starts": 3}}}, r"measurements.modes: starts is none of n_starts"),
         ({"measurements": {"mode": {}}}, r"measurements: 'mode' is none of modes, prior_gap"),
         ({"evaluations": [{"only": {"coupling": ["knm"]}}]}, r"only.coupling=\['knm'\]: choose a list out of none"),

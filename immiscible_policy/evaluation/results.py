@@ -64,6 +64,18 @@ class Results:
         """Different values of a column, in order of first appearance, where others have given values."""
         return list(dict.fromkeys(self.columns[name][self.where(**values)].tolist()))
 
+    def runs_with(self, measurement: str, **levels: Any) -> list[dict[str, Any]]:
+        """Records of the training runs with these levels of factors of which something was measured.
+
+        Args:
+            measurement: one of ``RUN_MEASUREMENTS``.
+        """
+        return [
+            run
+            for run in self.runs
+            if run[measurement] and all(run["levels"][name] == level for name, level in levels.items())
+        ]
+
     def scores(self, measure: str, **values: Any) -> dict[int, dict[int, float]]:
         """Training seed -> initial state's seed -> score, where columns have given values.
 
@@ -125,7 +137,7 @@ def collect_results(
             measured[measurement] = json.loads(path_of.read_text()) if path_of.is_file() else None
         runs.append(
             {
-                **levels,
+                "levels": dict(levels),
                 "seed": seed,
                 "steps": summary["steps"],
                 "trained_with": summary["coupling"],
@@ -144,6 +156,11 @@ def collect_results(
         rows += [{**common, **row} for row in _rollout_rows(folder / "run")]
     content = {"name": name, "factors": factors, "runs": runs}
     _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)
+
+
+def reserved_names() -> list[str]:
+    """Columns that every tidy table has, which no factor can be called."""
+    return list(_table([], []).column_names)
 
 
 def _final_rows(files: Sequence[Path], step: int) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Figures of an experiment: coverage while training, and over sampling steps."""
+"""Figures of an experiment: coverage while training, over sampling steps, and over the levels of a factor."""
 
 from __future__ import annotations
 
@@ -51,10 +51,14 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
 
     Args:
         baseline: the coupling that the others are compared with.
+
+    Returns:
+        whether there was anything to draw: there is nothing to see in one number of steps.
     """
     chosen = {**fixed, "kind": "final"}
     couplings = results.levels("coupling", **chosen)
-    if not couplings:
+    ticks = sorted(results.levels("num_inference_steps", **chosen))
+    if len(ticks) < 2:
         return False
     columns = min(3, len(couplings))
     rows = -(-len(couplings) // columns)
@@ -81,7 +85,6 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
         axes.grid(alpha=0.3)
     for axes in panels:  # what the grid has beyond the couplings
         axes.set_visible(False)
-    ticks = sorted(results.levels("num_inference_steps", **chosen))
     first = figure.axes[0]
     first.set(xscale="log", ylim=(0, 100))
     first.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -89,6 +92,51 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     figure.supxlabel("sampling steps", fontsize=9)
     figure.supylabel("max coverage, %", fontsize=9)
     figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside right upper", title="initial noise")
+    save_figure(figure, path, dpi=140)
+    return True
+
+
+def coverage_by_level(results: Results, factor: str, fixed: dict[str, Any], path: Path) -> bool:
+    """Max coverage at the largest number of sampling steps over the levels of a factor, with t intervals.
+
+    A colour a coupling; open marks and dashed lines where the initial noise is chosen.
+
+    Args:
+        fixed: the other factors' levels.
+    """
+    chosen = {**fixed, "kind": "final"}
+    counts = results.levels("num_inference_steps", **chosen)
+    if not counts:
+        return False
+    chosen["num_inference_steps"] = max(counts)
+    levels = results.levels(factor, **chosen)
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    place = 0
+    for index, coupling in enumerate(results.levels("coupling", **chosen)):
+        for inference, selection in _ways(results, {**chosen, "coupling": coupling}):
+            values = {**chosen, "coupling": coupling, "inference_coupling": inference, "selection": selection}
+            present = [level for level in levels if results.where(**values, **{factor: level}).any()]
+            intervals = [mean_t(_score_table(results, {**values, factor: level})) for level in present]
+            plain = inference == "none"
+            axes.errorbar(
+                [levels.index(level) + 0.05 * place for level in present],
+                [100 * interval.mean for interval in intervals],
+                100 * np.nan_to_num([[abs(getattr(i, end) - i.mean) for i in intervals] for end in ("low", "high")]),
+                color=f"C{index}",
+                linestyle="-" if plain else "--",
+                marker="o",
+                markerfacecolor=None if plain else "white",
+                markersize=4,
+                capsize=2,
+                linewidth=1.2,
+                label=coupling if plain else f"{coupling}, {inference} {selection or 'as trained'}",
+            )
+            place += 1
+    axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+    axes.set(ylabel=f"max coverage, %, {chosen['num_inference_steps']} sampling steps", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="lower right")
     save_figure(figure, path, dpi=140)
     return True
 

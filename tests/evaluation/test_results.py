@@ -9,14 +9,15 @@ import pytest
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_figure import coverage_by_steps, single_variant
-from immiscible_policy.evaluation.results_report import (
+from immiscible_policy.evaluation.results_report import write_tables
+from immiscible_policy.evaluation.results_tables import (
     coverage_rows,
     gain_rows,
     gap_rows,
     mode_rows,
+    pooled_rows,
     rules_rows,
     training_curves,
-    write_tables,
 )
 
 FIXED = {"observation": "keypoints"}
@@ -141,9 +142,7 @@ def test_different_precisions_are_told(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
     collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], tmp_path / "results.parquet")
     write_tables(tmp_path / "results.parquet", tmp_path)
-    assert (
-        "evaluated in the same precision** (bf16, fp32)" in (tmp_path / "tables" / "coverage-keypoints.md").read_text()
-    )
+    assert "evaluated in the same precision** (bf16, fp32)" in (tmp_path / "tables" / "coverage.md").read_text()
 
 
 def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> None:
@@ -162,7 +161,8 @@ def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> No
 
 def test_figures_show_the_default_variant(tmp_path: Path) -> None:
     write_cell(tmp_path / "cell", 0, 0.0, 0.1)
-    for name, change in (("a", {"first_chunk": "independent"}), ("b", {"known_only": True}), ("c", {"noise_seed": 1})):
+    changes = ({"first_chunk": "independent"}, {"known_only": True}, {"noise_seed": 1}, {"num_inference_steps": 8})
+    for name, change in zip("abcd", changes, strict=True):
         report = {
             "episodes": [episode(state, 0.9) for state in STATES],
             "settings": {**settings("warm"), **change},
@@ -171,7 +171,7 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
     collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "knn"}, 0)], tmp_path / "results.parquet")
     results = load_results(tmp_path / "results.parquet")
-    values = single_variant(results, {"kind": "final", "inference_coupling": "warm"})
+    values = single_variant(results, {"kind": "final", "inference_coupling": "warm", "num_inference_steps": 4})
     assert (values["first_chunk"], values["known_only"], values["noise_seed"]) == ("two_pass", False, 0)
     assert max(results.scores("max_coverage", **values)[0].values()) < 0.85
     assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
@@ -194,11 +194,12 @@ def test_curves_rules_and_modes(path: Path) -> None:
 def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
     written = write_tables(path, tmp_path)
     names = {p.relative_to(tmp_path).as_posix() for p in written}
-    assert {f"tables/coverage-keypoints.{kind}" for kind in ("md", "tex", "json")} <= names
-    assert {"figures/training-keypoints.png", "figures/sampling_steps-keypoints.png"} <= names
+    assert {f"tables/coverage.{kind}" for kind in ("md", "tex", "json")} <= names
+    assert "figures/training-keypoints.png" in names
+    assert "figures/sampling_steps-keypoints.png" not in names  # of one number of steps
     assert all(p.stat().st_size > 0 for p in written)
-    assert "| 4 | knn | warm | 3 |" in (tmp_path / "tables" / "coverage-keypoints.md").read_text()
-    loaded = json.loads((tmp_path / "tables" / "coupled_inference-keypoints.json").read_text())
+    assert "| 4 | knn | warm | 3 |" in (tmp_path / "tables" / "coverage.md").read_text()
+    loaded = json.loads((tmp_path / "tables" / "coupled_inference.json").read_text())
     assert len(loaded["rows"]) == 2
 
 
@@ -211,3 +212,46 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_text("not parquet")
     with pytest.raises(ValueError, match="not the results of an experiment"):
         load_results(tmp_path / "results.parquet")
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> Path:
+    """Two data sets: the coupling costs 0.1 with one and gains 0.3 with the other, which has one training seed less.
+
+    The factor is called as the record of a run's demonstrations is.
+    """
+    cells = []
+    for demonstrations, offset, seeds in (("few", -0.1, (0, 1, 2)), ("many", 0.3, (0, 1))):
+        for coupling, shift in (("none", 0.0), ("knn", offset)):
+            for seed in seeds:
+                folder = tmp_path / "cells" / f"{demonstrations}-{coupling}-{seed}"
+                write_cell(folder, seed, shift, 0.05)
+                cells.append((folder, {"demonstrations": demonstrations, "coupling": coupling}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    return tmp_path / "results.parquet"
+
+
+def test_a_table_has_a_column_for_a_factor_with_several_levels(two_sets: Path, tmp_path: Path) -> None:
+    written = {p.relative_to(tmp_path).as_posix() for p in write_tables(two_sets, tmp_path)}
+    text = (tmp_path / "tables" / "coverage.md").read_text()
+    assert "| few | 4 | knn | warm | 3 |" in text
+    assert "| many | 4 | knn | warm | 2 |" in text
+    numbers = json.loads((tmp_path / "tables" / "coverage.json").read_text())["rows"]
+    assert [row["demonstrations"] for row in numbers] == ["few"] * 4 + ["many"] * 4
+    assert {f"tables/{name}.md" for name in ("modes", "prior_gap", "rules", "pooled")} <= written
+    assert "figures/coverage_by-demonstrations.png" in written
+
+
+def test_pooled_differences_weigh_all_levels_alike(two_sets: Path) -> None:
+    results = load_results(two_sets)
+    combinations = [{"demonstrations": name} for name in ("few", "many")]
+    rows, content = pooled_rows(results, combinations, "none")
+    assert [row[:4] for row in rows[1:]] == [
+        ["4", coupling, inference, "4"] for coupling in ("none", "knn") for inference in ("none", "warm")
+    ]
+    assert content[2]["difference"]["mean"] == pytest.approx((-0.1 + 0.3) / 2, abs=0.01)
+    assert content[2]["seeds"] == ["few-seed0", "few-seed1", "many-seed0", "many-seed1"]
+    # Four runs, two near -0.1 and two near 0.3: an interval over runs is far wider than over states.
+    assert content[2]["difference"]["low"] < -0.1 < 0.3 < content[2]["difference"]["high"]
+    assert content[1]["difference"]["mean"] == pytest.approx(0.05, abs=0.01)
+    assert pooled_rows(results, [*combinations, {"demonstrations": "none yet"}], "none")[1] == []

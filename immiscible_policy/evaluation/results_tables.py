@@ -1,0 +1,282 @@
+"""Rows of an experiment's tables, and the numbers behind them, from its tidy table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms, rule_scores
+from immiscible_policy.evaluation.results import Results
+from immiscible_policy.evaluation.statistics import RULES
+from immiscible_policy.evaluation.variance_components import TInterval, mean_t
+
+Rows = tuple[list[list[str]], list[dict[str, Any]]]
+"""A table's rows, the head first, and the numbers behind them."""
+
+Scores = dict[int, dict[int, float]]
+"""Training seed -> initial state's seed -> score."""
+
+COVERAGE_COLUMNS = ("max coverage", "success", "difference", "p", "P(better)", "detectable")
+NOTE = (
+    "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
+    "initial states alone, which does not say what another seed would give]. Differences are paired by training seed "
+    "and initial state; p by Holm for the rows of a number of steps; P(better) is the probability that an episode goes "
+    "better than the paired one of the baseline; detectable is the smallest true difference that this design finds "
+    "with power 0.8."
+)
+POOLED_NOTE = (
+    "As in the table of coverage, over all levels of {factors}, of the training seeds that all of them have. "
+    "Differences are paired within a level and a training seed, intervals over these runs and the initial states. "
+    "Arms that lack a level are left out."
+)
+GAIN_NOTE = (
+    "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
+    "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
+    "with, of the training seeds that have both."
+)
+MODE_NOTE = (
+    "Which way round the block from mirror-symmetric starts. Entropy of the split per start in bits (1 is an even "
+    "split, 0 always the same way), Miller-Madow corrected; imbalance is |share - 1/2| per start. Means over training "
+    "seeds [95% t interval over them]; beside the imbalance what a fair coin would show."
+)
+GAP_NOTE = (
+    "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
+    "standard deviations, 0 for N(0, I); power: |noise|^2 / D, 1 for N(0, I)), and how far sampled actions are from "
+    "demonstrated ones that were held out, in pixels (root mean squares over the executed steps; error^2 = bias^2 + "
+    "spread^2): sampled from N(0, I), and from noise chosen for the demonstrated action as in training, which hints at "
+    "it. Means over training seeds [95% t interval over them]."
+)
+RULE_NOTE = (
+    "The published rules over the rollouts made while training, in max reward (percent), mean over training seeds."
+)
+
+
+def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
+    """Every coupling and way of inference against the baseline's plain inference, for each number of sampling steps."""
+    rows, content = [["steps", "coupling", "inference", "seeds", *COVERAGE_COLUMNS]], []
+    for steps in _step_counts(results, fixed):
+        coverage, success = _arms(results, fixed, steps)
+        first = f"{baseline}|none"
+        if first not in coverage:
+            continue
+        for row in compare_arms(_same_states(coverage), first):
+            cells, share = _cells(row, success[row.arm])
+            rows.append([str(steps), *row.arm.split("|"), str(len(row.seeds)), *cells])
+            content.append({**fixed, "num_inference_steps": steps, "success": share, **asdict(row)})
+    return rows, content
+
+
+def pooled_rows(results: Results, combinations: Sequence[dict[str, Any]], baseline: str) -> Rows:
+    """``coverage_rows`` over all combinations of factors, of the training seeds that all of them have.
+
+    Differences stay within a combination and a training seed. Arms that lack a combination are left out.
+    """
+    rows, content = [["steps", "coupling", "inference", "runs", *COVERAGE_COLUMNS]], []
+    for steps in _step_counts(results, {}):
+        found = [_arms(results, fixed, steps) for fixed in combinations]
+        everywhere = [arm for arm in found[0][0] if all(arm in coverage for coverage, _ in found)]
+        first = f"{baseline}|none"
+        if first not in everywhere:
+            continue
+        seeds = set.intersection(*(set(coverage[arm]) for coverage, _ in found for arm in everywhere))
+        # One training run is a combination and a seed.
+        units = [(number, seed) for number in range(len(combinations)) for seed in sorted(seeds)]
+        if not units:
+            continue
+        pooled, success = (
+            {
+                arm: {unit: found[number][measure][arm][seed] for unit, (number, seed) in enumerate(units)}
+                for arm in everywhere
+            }
+            for measure in (0, 1)
+        )
+        for row in compare_arms(_same_states(pooled), first):
+            cells, share = _cells(row, success[row.arm])
+            # The interval of a mean over different tasks would say how different the tasks are.
+            rows.append([str(steps), *row.arm.split("|"), str(len(units)), f"{100 * row.mean.mean:.1f}", *cells[1:]])
+            runs = ["-".join([*map(str, combinations[number].values()), f"seed{seed}"]) for number, seed in units]
+            shared = {"seeds": runs, "shared_seeds": runs if row.shared_seeds else []}
+            content.append({"num_inference_steps": steps, "success": share, **asdict(row), **shared})
+    return rows, content
+
+
+def _step_counts(results: Results, fixed: dict[str, Any]) -> list[int]:
+    return sorted(results.levels("num_inference_steps", kind="final", **fixed), reverse=True)
+
+
+def _arms(results: Results, fixed: dict[str, Any], steps: int) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Coverage and success of every coupling and way of inference, by ``coupling|inference``."""
+    coverage, success = {}, {}
+    for coupling in results.levels("coupling", **fixed):
+        for inference, chosen in _inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}):
+            coverage[f"{coupling}|{inference}"] = results.scores("max_coverage", **chosen)
+            success[f"{coupling}|{inference}"] = results.scores("success", **chosen)
+    return coverage, success
+
+
+def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """Coupled against plain inference of the same networks."""
+    rows = [["steps", "coupling", "inference", "seeds", "max coverage", "gain", "p", "success, plain", "success"]]
+    content: list[dict[str, Any]] = []
+    for steps in sorted(results.levels("num_inference_steps", kind="final", **fixed), reverse=True):
+        for coupling in results.levels("coupling", **fixed):
+            found = dict(_inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}))
+            if "none" not in found:
+                continue
+            tables = {name: results.scores("max_coverage", **chosen) for name, chosen in found.items()}
+            successes = _same_states({name: results.scores("success", **chosen) for name, chosen in found.items()})
+            for row in compare_arms(_same_states(tables), "none")[1:]:
+                # Of the training seeds that have both.
+                plain, success = (
+                    float(np.mean([successes[name][seed] for seed in row.shared_seeds])) for name in ("none", row.arm)
+                )
+                cells = [_percent(row.mean), _points(row.difference), _p(row.difference)]
+                shares = [f"{100 * plain:.1f}", f"{100 * success:.1f}"]
+                rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, *shares])
+                numbers = {"success_plain": plain, "success": success}
+                content.append({**fixed, "coupling": coupling, "num_inference_steps": steps, **numbers, **asdict(row)})
+    return rows, content
+
+
+def rules_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """ "Last 10", "10 lowest losses" and "max" for every coupling."""
+    rows, content = [["coupling", "seeds", "points", *RULES]], []
+    for coupling in results.levels("coupling", **fixed):
+        curves = training_curves(results, {**fixed, "coupling": coupling}, "max_reward")
+        lengths = {len(curve[0]) for curve in curves.values()}
+        if len(lengths) != 1 or not all(np.isfinite(loss).all() for _, _, loss in curves.values()):
+            continue  # no rollouts, runs that are not finished, or rollouts before the first logged loss
+        scores = rule_scores({seed: (rewards, losses) for seed, (_, rewards, losses) in curves.items()})
+        cells = [_percent(scores[rule].interval) for rule in RULES]
+        rows.append([coupling, str(len(curves)), str(lengths.pop()), *cells])
+        content.append({**fixed, "coupling": coupling, **{rule: asdict(score) for rule, score in scores.items()}})
+    return rows, content
+
+
+def mode_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """Which way round the block, for every coupling."""
+    rows, content = [["coupling", "seeds", "clockwise", "entropy, bits", "imbalance (fair coin)", "direct"]], []
+    for coupling in results.levels("coupling", **fixed):
+        wanted = {**fixed, "coupling": coupling}
+        runs = results.runs_with("modes", **wanted)
+        if not runs:
+            continue
+        names = ("p_clockwise", "entropy", "imbalance", "direct")
+        means = {name: np.array([[run["modes"][name]["mean"]] for run in runs], float) for name in names}
+        if any(np.isnan(values).any() for values in means.values()):
+            continue  # a policy that goes round the block from no start has no split
+        measures = {name: mean_t(values) for name, values in means.items()}
+        fair = float(np.mean([run["modes"]["imbalance_fair"] for run in runs]))
+        cells = [_percent(measures["p_clockwise"]), _plain(measures["entropy"])]
+        cells += [f"{_plain(measures['imbalance'])} ({fair:.2f})", _percent(measures["direct"])]
+        rows.append([coupling, str(len(runs)), *cells])
+        content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
+    return rows, content
+
+
+def gap_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """What the training noise differs in from N(0, I), and the actions that follow from either."""
+    columns = ("shift", "power", "error", "bias", "spread", "error, matched noise")
+    rows, content = [["coupling", "seeds", *columns]], []
+    for coupling in results.levels("coupling", **fixed):
+        wanted = {**fixed, "coupling": coupling}
+        runs = results.runs_with("prior_gap", **wanted)
+        if not runs:
+            continue
+        gaps = [run["prior_gap"] for run in runs]
+        measures: dict[str, TInterval] = {
+            name: mean_t(np.array([[gap["prior"][name]] for gap in gaps])) for name in ("error", "bias", "spread")
+        }
+        if all(gap["matched"] for gap in gaps):
+            measures |= {name: mean_t(np.array([[gap[name]] for gap in gaps])) for name in ("shift", "power")}
+            measures["error, matched noise"] = mean_t(np.array([[gap["matched"]["error"]] for gap in gaps]))
+        cells = [_plain(measures[name]) if name in measures else "" for name in columns]
+        rows.append([coupling, str(len(runs)), *cells])
+        content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
+    return rows, content
+
+
+def training_curves(
+    results: Results, values: dict[str, Any], measure: str
+) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Training seed -> (checkpoints' steps, mean score, training loss), from the rollouts made while training."""
+    curves = {}
+    chosen = results.where(kind="training", **values)
+    seeds, steps = results.columns["training_seed"], results.columns["checkpoint_step"]
+    for seed in sorted(set(seeds[chosen].tolist())):
+        points = sorted(set(steps[chosen & (seeds == seed)].tolist()))
+        masks = [chosen & (seeds == seed) & (steps == point) for point in points]
+        score = np.array([results.columns[measure][mask].astype(float).mean() for mask in masks])
+        loss = np.array([float(results.columns["train_loss"][mask][0]) for mask in masks])
+        curves[seed] = (np.array(points), score, loss)
+    return curves
+
+
+def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Names and column values of the ways of inference that were evaluated."""
+    chosen = results.where(kind="final", **values)
+    names = ("inference_coupling", "selection", "first_chunk", "known_only", "noise_seed")
+    ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in names), strict=True))
+    for way in ways:
+        mode, selection, first, known, noise_seed = way
+        text = mode
+        if mode != "none":
+            text += "" if selection is None else f" {selection}"
+            text += " first independent" if mode == "warm" and first == "independent" else ""
+            text += " known only" if known else ""
+        text += f" noise {noise_seed}" if noise_seed else ""
+        yield text, {"kind": "final", **values, **dict(zip(names, way, strict=True))}
+
+
+def _same_states(tables: Mapping[str, Scores]) -> dict[str, dict[int, np.ndarray]]:
+    """Scores as arrays over the initial states that all arms and seeds have, so that columns are paired."""
+    states = set.intersection(*(set(scores) for arm in tables.values() for scores in arm.values()))
+    order = sorted(states)
+    return {
+        name: {seed: np.array([scores[state] for state in order]) for seed, scores in arm.items()}
+        for name, arm in tables.items()
+    }
+
+
+def _cells(row: ArmComparison, success: Scores) -> tuple[list[str], float]:
+    """The cells of ``COVERAGE_COLUMNS``, and the share of episodes that succeeded."""
+    share = float(np.mean([value for scores in success.values() for value in scores.values()]))
+    cells = [_percent(row.mean), f"{100 * share:.1f}"]
+    if row.difference is None:
+        return [*cells, "", "", "", ""], share
+    better = row.improvement_episodes
+    cells += [
+        _points(row.difference),
+        "" if row.p_holm is None else _probability(row.p_holm),
+        "" if better is None else f"{better.mean:.2f}",
+        "" if row.detectable is None or not np.isfinite(row.detectable) else f"{100 * row.detectable:.1f}",
+    ]
+    return cells, share
+
+
+def _percent(interval: TInterval) -> str:
+    ends = "" if not np.isfinite(interval.low) else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{100 * interval.mean:.1f}{ends}"
+
+
+def _plain(interval: TInterval) -> str:
+    ends = "" if not np.isfinite(interval.low) else f" [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{interval.mean:.2f}{ends}"
+
+
+def _points(interval: TInterval | None) -> str:
+    if interval is None:
+        return ""
+    ends = "" if not np.isfinite(interval.low) else f" [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    return f"{100 * interval.mean:+.1f}{ends}"
+
+
+def _p(interval: TInterval | None) -> str:
+    return "" if interval is None or not np.isfinite(interval.p_value) else _probability(interval.p_value)
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
