@@ -20,9 +20,12 @@ from immiscible_policy.training.precision import autocast, resolve_precision
 
 SEEDS = (1, 2, 4)
 BATCH, CONDITION_DIM = 64, N_OBS_STEPS * OBSERVATION_DIM
-# Small enough for calls to cost more than arithmetic, where stacking has most to gain.
-CPU_NETWORK: dict[str, Any] = {"down_dims": (16, 32), "step_embed_dim": 32}
-GPU_NETWORK: dict[str, Any] = {"down_dims": (64, 128, 256), "step_embed_dim": 128}
+# Small enough for calls to cost more than arithmetic, where stacking has most to gain; the default network's size.
+CPU_NETWORKS: list[dict[str, Any]] = [
+    {"down_dims": (16, 32), "step_embed_dim": 32},
+    {"down_dims": (64, 128, 256), "step_embed_dim": 128},
+]
+GPU_NETWORKS = CPU_NETWORKS[1:]
 AVERAGE_DECAY = 0.999
 
 
@@ -87,11 +90,14 @@ def stacked(networks: list[nn.Module], data: tuple[Tensor, ...], precision: str)
 
 def seeds_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time of a step of S seeds, stacked and one after another, interleaved."""
+    networks = GPU_NETWORKS if arguments.device == "cuda" else CPU_NETWORKS
+    return [row for options in networks for row in _rows_of(options, arguments)]
+
+
+def _rows_of(options: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     device = arguments.device
-    on_gpu = device == "cuda"
     precision = resolve_precision("auto", device)
-    options = GPU_NETWORK if on_gpu else CPU_NETWORK
-    finish: Callable[[], object] = torch.cuda.synchronize if on_gpu else lambda: None
+    finish: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
     calls: dict[str, Callable[[], None]] = {}
     for seeds in SEEDS:
         data = batches(seeds, device)
@@ -103,7 +109,8 @@ def seeds_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             calls[f"{seeds} {name}"] = form(networks, data, precision)
     times = interleaved({key: seconds_per_call(call, finish) for key, call in calls.items()}, arguments.rounds)
     rows: list[dict[str, Any]] = []
-    print(f"{f'seeds at once, {precision}':<38} {'ms a step of all':>24} {'over one by one':>19}")
+    title = f"seeds at once, {precision}, {'-'.join(map(str, options['down_dims']))}"
+    print(f"{title:<38} {'ms a step of all':>24} {'over one by one':>19}")
     for key in calls:
         seeds, name = int(key.split()[0]), key.split(maxsplit=1)[1]
         row: dict[str, Any] = {
