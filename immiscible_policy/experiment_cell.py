@@ -68,6 +68,7 @@ def evaluation_name(config: EvaluationConfig) -> str:
         parts += [] if config.selection is None else ["".join(c if c.isalnum() else "_" for c in config.selection)]
         parts += [] if config.inference_coupling == "two_pass" else [f"first_{config.first_chunk}"]
         parts += ["known"] if config.known_only else []
+    parts += [] if config.noise_scale == 1 else [f"scale{config.noise_scale:g}"]
     parts += [f"n{config.n_episodes}", f"from{config.seed_start}", f"noise{config.noise_seed}"]
     parts += [] if config.mixed_precision == "auto" else [config.mixed_precision]
     return "-".join(parts)

@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
         first_chunk=cfg.first_chunk,
         selection=cfg.selection,
         known_only=cfg.known_only,
+        noise_scale=cfg.noise_scale,
     )
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     report = evaluate_policy(policy, config, output_dir)

@@ -36,7 +36,8 @@ class EvaluationConfig:
         noise_seed: of the policy's initial noises.
         n_videos: how many of the first episodes are recorded.
         mixed_precision: auto | fp32 | bf16 | fp16 for the network.
-        inference_coupling, first_chunk, selection, known_only: coupled inference, see ``InferenceCoupling``.
+        inference_coupling, first_chunk, selection, known_only, noise_scale: of the initial noise, see
+            ``InferenceCoupling``.
     """
 
     n_episodes: int = 200
@@ -49,6 +50,7 @@ class EvaluationConfig:
     first_chunk: str = "two_pass"
     selection: str | None = None
     known_only: bool = False
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.noise_selection()  # which refuses what is not allowed
@@ -62,7 +64,9 @@ class EvaluationConfig:
         return list(range(self.seed_start, self.seed_start + self.n_episodes))
 
     def noise_selection(self) -> InferenceCoupling:
-        return InferenceCoupling(self.inference_coupling, self.first_chunk, self.selection, self.known_only)
+        return InferenceCoupling(
+            self.inference_coupling, self.first_chunk, self.selection, self.known_only, self.noise_scale
+        )
 
 
 def environment_factory(policy: DiffusionPolicy) -> Callable[[int, bool], VectorEnv]:

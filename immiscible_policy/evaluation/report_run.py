@@ -150,6 +150,7 @@ def _watch_command(run: RunRecord) -> str:
     names = ["num_inference_steps", "noise_seed", "mixed_precision"]
     if settings.get("inference_coupling", "none") != "none":
         names += ["inference_coupling", "first_chunk", "selection", "known_only"]
+    names += ["noise_scale"] if settings.get("noise_scale", 1.0) != 1 else []
     given = {name: settings[name] for name in names if settings.get(name) is not None}
     if "selection" in given:
         given["selection"] = f"'{given['selection']}'"  # which has brackets, that Hydra would read itself

@@ -23,6 +23,7 @@ SETTINGS = (
     "selection",
     "first_chunk",
     "known_only",
+    "noise_scale",
     "noise_seed",
     "mixed_precision",
 )
@@ -190,6 +191,7 @@ def _row(
 ) -> dict[str, Any]:
     row = {"kind": kind, "checkpoint_step": step, "train_loss": loss}
     row |= {name: settings.get(name) for name in SETTINGS}
+    row["noise_scale"] = settings.get("noise_scale", 1.0)  # which older evaluations do not know
     row |= {"evaluation_seed": episode["seed"], **{name: episode[name] for name in MEASURES}}
     return {**row, "length": episode["length"]}
 
@@ -203,6 +205,7 @@ def _table(rows: list[dict[str, Any]], factors: Sequence[str]) -> pa.Table:
             ("num_inference_steps", pa.int16()),
             *[(name, text) for name in ("sampler", "inference_coupling", "selection", "first_chunk")],
             ("known_only", pa.bool_()),
+            ("noise_scale", pa.float64()),
             ("noise_seed", pa.int32()),
             ("mixed_precision", text),
             ("evaluation_seed", pa.int32()),

@@ -169,7 +169,8 @@ def _score_table(results: Results, values: dict[str, Any]) -> np.ndarray:
 
 def single_variant(results: Results, values: dict[str, Any]) -> dict[str, Any]:
     """Of evaluations that differ only in what a figure does not show, the one with the default setting."""
-    for name, default in (("first_chunk", EvaluationConfig.first_chunk), ("known_only", False), ("noise_seed", 0)):
+    for name in ("first_chunk", "known_only", "noise_scale", "noise_seed"):
+        default = getattr(EvaluationConfig, name)
         levels = results.levels(name, **values)
         values = {**values, name: default if default in levels else levels[0]}
     return values

@@ -218,15 +218,16 @@ def training_curves(
 def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Names and column values of the ways of inference that were evaluated."""
     chosen = results.where(kind="final", **values)
-    names = ("inference_coupling", "selection", "first_chunk", "known_only", "noise_seed")
+    names = ("inference_coupling", "selection", "first_chunk", "known_only", "noise_scale", "noise_seed")
     ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in names), strict=True))
     for way in ways:
-        mode, selection, first, known, noise_seed = way
+        mode, selection, first, known, scale, noise_seed = way
         text = mode
         if mode != "none":
             text += "" if selection is None else f" {selection}"
             text += " first independent" if mode == "warm" and first == "independent" else ""
             text += " known only" if known else ""
+        text += "" if scale == 1 else f" x {scale:g}"
         text += f" noise {noise_seed}" if noise_seed else ""
         yield text, {"kind": "final", **values, **dict(zip(names, way, strict=True))}
 

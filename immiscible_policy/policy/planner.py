@@ -113,7 +113,8 @@ class Planner:
     def _sample(self, condition: Tensor, noise: Tensor, episodes: list[int]) -> Tensor:
         steps = self.num_inference_steps or self.policy.num_inference_steps
         self.network_calls[episodes] += steps
-        return self.policy.plan(condition, self._generator, steps, noise.to(self.policy.device))
+        noise = noise.to(self.policy.device) * self.settings.noise_scale
+        return self.policy.plan(condition, self._generator, steps, noise)
 
     def _independent(self, episodes: list[int]) -> Tensor:
         shape = (self.policy.horizon, self.policy.action_dim)

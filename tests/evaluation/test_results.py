@@ -161,8 +161,14 @@ def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> No
 
 def test_figures_show_the_default_variant(tmp_path: Path) -> None:
     write_cell(tmp_path / "cell", 0, 0.0, 0.1)
-    changes = ({"first_chunk": "independent"}, {"known_only": True}, {"noise_seed": 1}, {"num_inference_steps": 8})
-    for name, change in zip("abcd", changes, strict=True):
+    changes = (
+        {"first_chunk": "independent"},
+        {"known_only": True},
+        {"noise_seed": 1},
+        {"noise_scale": 0.9},
+        {"num_inference_steps": 8},
+    )
+    for name, change in zip("abcde", changes, strict=True):
         report = {
             "episodes": [episode(state, 0.9) for state in STATES],
             "settings": {**settings("warm"), **change},
@@ -173,6 +179,8 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
     results = load_results(tmp_path / "results.parquet")
     values = single_variant(results, {"kind": "final", "inference_coupling": "warm", "num_inference_steps": 4})
     assert (values["first_chunk"], values["known_only"], values["noise_seed"]) == ("two_pass", False, 0)
+    assert values["noise_scale"] == 1.0  # also of evaluations from before there was such a setting
+    assert "warm x 0.9" in [row[2] for row in coverage_rows(results, FIXED, "knn")[0]]
     assert max(results.scores("max_coverage", **values)[0].values()) < 0.85
     assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
 

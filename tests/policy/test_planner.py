@@ -87,6 +87,21 @@ def test_warm_chooses_against_the_shifted_previous_plan(recorder: type[Recorder]
     assert torch.equal(policy.noises[1], torch.zeros(1, HORIZON, 2))
 
 
+@pytest.mark.parametrize("mode", ["none", "warm", "two_pass"])
+def test_every_initial_noise_is_scaled(mode: str) -> None:
+    noises = {}
+    for scale in (1.0, 0.5):
+        policy = Spied.of(small_policy())
+        policy.answer = lambda noise: torch.ones_like(noise)  # so that the choices are the same
+        planner = Planner(policy, [3, 4], inference_coupling=InferenceCoupling(mode, noise_scale=scale))
+        for _ in range(2):
+            planner.act(observations(2))
+        noises[scale] = policy.noises
+    assert len(noises[1.0]) == {"none": 2, "warm": 3, "two_pass": 4}[mode]
+    for whole, half in zip(noises[1.0], noises[0.5], strict=True):
+        torch.testing.assert_close(half, 0.5 * whole)
+
+
 def test_known_only_leaves_the_repeated_actions_out(recorder: type[Recorder]) -> None:
     settings = InferenceCoupling("warm", "independent", known_only=True)
     planner = Planner(Spied.of(small_policy()), [3], inference_coupling=settings)
@@ -95,6 +110,12 @@ def test_known_only_leaves_the_repeated_actions_out(recorder: type[Recorder]) ->
     mask = recorder.seen[0][1].mask
     assert mask is not None
     assert mask.flatten().tolist() == [True] * (HORIZON - EXECUTED) + [False] * EXECUTED
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"noise_scale={scale}: must be positive"):
+        InferenceCoupling(noise_scale=scale)
 
 
 def test_the_first_chunk_of_warm_is_sampled_twice_and_two_pass_always_is(recorder: type[Recorder]) -> None:
