@@ -30,7 +30,9 @@ from immiscible_policy.evaluation.table_files import write_table
 def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> list[Path]:
     """Write ``tables/*.md, *.tex, *.json`` and ``figures/*.png`` into ``folder``; returns their paths.
 
-    One table of a kind, in which factors with several levels have columns; figures for every combination of them.
+    One table of a kind, in which factors with several levels have columns; figures for every combination of them. What
+    an earlier call has written there and this one does not is removed: it would stand beside the new ones as if it were
+    of the same results.
 
     Args:
         results_path: as ``collect_results`` writes it.
@@ -58,7 +60,8 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
         if len(rows) > 1:
             written += write_table(folder / "tables", name, rows, content, note + precision_note(results))
     if varied:
-        rows, content = pooled_rows(results, combinations, baseline)
+        evaluated = [fixed for fixed in combinations if results.where(kind="final", **fixed).any()]
+        rows, content = pooled_rows(results, evaluated, baseline)
         if len(rows) > 1:
             note = POOLED_NOTE.format(factors=", ".join(varied))
             written += write_table(folder / "tables", "pooled", rows, content, note + precision_note(results))
@@ -76,7 +79,16 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
             path = folder / "figures" / ("-".join(["coverage_by", factor, *map(str, values)]) + ".png")
             if coverage_by_level(results, factor, fixed, path):
                 written.append(path)
+    for path in [file for pattern in _patterns(list(kinds)) for file in folder.glob(pattern)]:
+        if path not in written:
+            path.unlink()
     return written
+
+
+def _patterns(kinds: Sequence[str]) -> list[str]:
+    """Of the files that ``write_tables`` writes."""
+    tables = [f"tables/{name}.{kind}" for name in [*kinds, "pooled"] for kind in ("md", "tex", "json")]
+    return [*tables, *(f"figures/{name}-*.png" for name in ("training", "sampling_steps", "coverage_by"))]
 
 
 def _with_factors(parts: Sequence[tuple[dict[str, Any], Rows]], varied: Sequence[str]) -> Rows:

@@ -205,6 +205,11 @@ def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
     assert {f"tables/coverage.{kind}" for kind in ("md", "tex", "json")} <= names
     assert "figures/training-keypoints.png" in names
     assert "figures/sampling_steps-keypoints.png" not in names  # of one number of steps
+    (tmp_path / "tables" / "pooled.md").write_text("of other results")
+    (tmp_path / "tables" / "mine.md").write_text("of the user")
+    write_tables(path, tmp_path)
+    assert not (tmp_path / "tables" / "pooled.md").exists()
+    assert (tmp_path / "tables" / "mine.md").exists()
     assert all(p.stat().st_size > 0 for p in written)
     assert "| 4 | knn | warm | 3 |" in (tmp_path / "tables" / "coverage.md").read_text()
     loaded = json.loads((tmp_path / "tables" / "coupled_inference.json").read_text())
@@ -263,3 +268,23 @@ def test_pooled_differences_weigh_all_levels_alike(two_sets: Path) -> None:
     assert content[2]["difference"]["low"] < -0.1 < 0.3 < content[2]["difference"]["high"]
     assert content[1]["difference"]["mean"] == pytest.approx(0.05, abs=0.01)
     assert pooled_rows(results, [*combinations, {"demonstrations": "none yet"}], "none")[1] == []
+
+
+def test_levels_without_evaluations_yet_do_not_empty_the_pooled_table(two_sets: Path, tmp_path: Path) -> None:
+    cells = [
+        (
+            folder,
+            dict(zip(("demonstrations", "coupling"), folder.name.split("-")[:2], strict=True)),
+            int(folder.name[-1]),
+        )
+        for folder in sorted((tmp_path / "cells").iterdir())
+    ]
+    for file in (tmp_path / "cells").glob("many-*/evaluations/*.parquet"):
+        file.unlink()
+    more = tmp_path / "cells" / "most-none-0"
+    write_cell(more, 0, 0.0, 0.0)
+    cells.append((more, {"demonstrations": "most", "coupling": "none"}, 0))
+    collect_results("made up", cells, two_sets)
+    write_tables(two_sets, tmp_path)
+    rows = json.loads((tmp_path / "tables" / "pooled.json").read_text())["rows"]
+    assert [row["seeds"] for row in rows] == [["few-seed0", "most-seed0"]] * 2
