@@ -11,7 +11,7 @@ import numpy as np
 from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms, rule_scores
 from immiscible_policy.evaluation.results import Results
 from immiscible_policy.evaluation.statistics import RULES
-from immiscible_policy.evaluation.variance_components import TInterval, mean_t
+from immiscible_policy.evaluation.variance_components import TInterval, mean_t, paired_difference_t
 
 Rows = tuple[list[list[str]], list[dict[str, Any]]]
 """A table's rows, the head first, and the numbers behind them."""
@@ -19,13 +19,14 @@ Rows = tuple[list[list[str]], list[dict[str, Any]]]
 Scores = dict[int, dict[int, float]]
 """Training seed -> initial state's seed -> score."""
 
-COVERAGE_COLUMNS = ("max coverage", "success", "difference", "p", "P(better)", "detectable")
+COVERAGE_COLUMNS = ("max coverage", "success", "difference", "p", "P(better)", "detectable", "difference in success")
 NOTE = (
     "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
     "initial states alone, which does not say what another seed would give]. Differences are paired by training seed "
     "and initial state; p by Holm for the rows of a number of steps; P(better) is the probability that an episode goes "
     "better than the paired one of the baseline; detectable is the smallest true difference that this design finds "
-    "with power 0.8."
+    "with power 0.8. Differences in success (the share of episodes that pass 0.95) are in points, their intervals not "
+    "adjusted."
 )
 POOLED_NOTE = (
     "As in the table of coverage, over all levels of {factors}, of the training seeds that all of them have. "
@@ -62,10 +63,11 @@ def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Row
         first = f"{baseline}|none"
         if first not in coverage:
             continue
+        successes = _same_states(success)
         for row in compare_arms(_same_states(coverage), first):
-            cells, share = _cells(row, success[row.arm])
+            cells, succeeded = _cells(row, successes, first)
             rows.append([str(steps), *row.arm.split("|"), str(len(row.seeds)), *cells])
-            content.append({**fixed, "num_inference_steps": steps, "success": share, **asdict(row)})
+            content.append({**fixed, "num_inference_steps": steps, **succeeded, **asdict(row)})
     return rows, content
 
 
@@ -93,13 +95,14 @@ def pooled_rows(results: Results, combinations: Sequence[dict[str, Any]], baseli
             }
             for measure in (0, 1)
         )
+        successes = _same_states(success)
         for row in compare_arms(_same_states(pooled), first):
-            cells, share = _cells(row, success[row.arm])
+            cells, succeeded = _cells(row, successes, first)
             # The interval of a mean over different tasks would say how different the tasks are.
             rows.append([str(steps), *row.arm.split("|"), str(len(units)), f"{100 * row.mean.mean:.1f}", *cells[1:]])
             runs = ["-".join([*map(str, combinations[number].values()), f"seed{seed}"]) for number, seed in units]
             shared = {"seeds": runs, "shared_seeds": runs if row.shared_seeds else []}
-            content.append({"num_inference_steps": steps, "success": share, **asdict(row), **shared})
+            content.append({"num_inference_steps": steps, **succeeded, **asdict(row), **shared})
     return rows, content
 
 
@@ -242,20 +245,30 @@ def _same_states(tables: Mapping[str, Scores]) -> dict[str, dict[int, np.ndarray
     }
 
 
-def _cells(row: ArmComparison, success: Scores) -> tuple[list[str], float]:
-    """The cells of ``COVERAGE_COLUMNS``, and the share of episodes that succeeded."""
-    share = float(np.mean([value for scores in success.values() for value in scores.values()]))
+def _cells(
+    row: ArmComparison, success: Mapping[str, dict[int, np.ndarray]], baseline: str
+) -> tuple[list[str], dict[str, Any]]:
+    """The cells of ``COVERAGE_COLUMNS``, and the numbers of those about success.
+
+    Args:
+        success: of all arms, training seed -> episodes.
+        baseline: the arm that ``row`` was compared with.
+    """
+    share = float(np.mean(list(success[row.arm].values())))
     cells = [_percent(row.mean), f"{100 * share:.1f}"]
     if row.difference is None:
-        return [*cells, "", "", "", ""], share
+        return [*cells, "", "", "", "", ""], {"success": share, "success_difference": None}
     better = row.improvement_episodes
+    own, others = (np.stack([success[arm][seed] for seed in row.shared_seeds]) for arm in (row.arm, baseline))
+    more = paired_difference_t(own, others)
     cells += [
         _points(row.difference),
         "" if row.p_holm is None else _probability(row.p_holm),
         "" if better is None else f"{better.mean:.2f}",
         "" if row.detectable is None or not np.isfinite(row.detectable) else f"{100 * row.detectable:.1f}",
+        _points(more),
     ]
-    return cells, share
+    return cells, {"success": share, "success_difference": asdict(more)}
 
 
 def _percent(interval: TInterval) -> str:

@@ -109,6 +109,27 @@ def test_differences_and_gains_are_those_put_in(path: Path) -> None:
     assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
 
 
+def test_differences_in_success_are_paired_by_training_seed(tmp_path: Path) -> None:
+    cells = []
+    for coupling, offset, seeds in (("none", 0.0, (0, 1)), ("knn", 0.5, (0, 1, 2))):
+        for seed in seeds:
+            folder = tmp_path / f"{coupling}-{seed}"
+            write_cell(folder, seed, offset + 0.1 * (seed == 2), 0.0)
+            cells.append((folder, {**FIXED, "coupling": coupling}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    results = load_results(tmp_path / "results.parquet")
+    _, content = coverage_rows(results, FIXED, "none")
+    scores = results.scores("success", kind="final", coupling="knn", inference_coupling="none")
+    shares = {seed: np.mean(list(episodes.values())) for seed, episodes in scores.items()}
+    assert 0.1 < shares[0] < shares[2]
+    row = next(row for row in content if row["arm"] == "knn|none")
+    assert row["success"] == pytest.approx(np.mean(list(shares.values())))
+    assert row["success_difference"]["mean"] == pytest.approx(
+        (shares[0] + shares[1]) / 2
+    )  # the baseline never succeeds
+    assert content[0]["success_difference"] is None
+
+
 def test_gains_in_success_are_of_the_seeds_that_have_both(tmp_path: Path) -> None:
     cells = []
     for seed, offset in ((0, 0.0), (1, 0.5)):
