@@ -148,7 +148,7 @@ def test_the_section_at_toy_sizes(modules, published, monkeypatch, tmp_path, cap
     monkeypatch.setitem(training.SIZES, "paper", training.Size((8, 8), EMBEDDING, 1, 1, 1))
     monkeypatch.setattr(training, "Demonstrations", lambda seed: published.Demonstrations(seed, 3, 30))
     monkeypatch.setattr(seeds, "SEEDS", (1, 2))
-    monkeypatch.setattr(seeds, "CPU_NETWORK", {"down_dims": DIMS, "step_embed_dim": EMBEDDING})
+    monkeypatch.setattr(seeds, "CPU_NETWORKS", [{"down_dims": DIMS, "step_embed_dim": EMBEDDING}])
     output = tmp_path / "rows.json"
     options = ["--only", "training", "--rounds", "2", "--training-batch", "8", "--output", str(output)]
     assert modules["benchmark"].main(options) == 0
