@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,9 @@ def coverage_while_training(results: Results, fixed: dict[str, Any], path: Path)
         points = sorted(results.levels("checkpoint_step", **values))
         if not points:
             continue
-        intervals = [mean_t(_score_table(results, {**values, "checkpoint_step": point})) for point in points]
-        means = np.array([interval.mean for interval in intervals])
-        axes.plot(points, 100 * means, marker="o", markersize=3, color=f"C{index}", label=coupling)
-        low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
-        axes.fill_between(points, 100 * low, 100 * high, color=f"C{index}", alpha=0.12, linewidth=0)
+        mean, low, high = _percentages(results, values, "checkpoint_step", points)
+        axes.plot(points, mean, marker="o", markersize=3, color=f"C{index}", label=coupling)
+        axes.fill_between(points, low, high, color=f"C{index}", alpha=0.12, linewidth=0)
     if not axes.get_legend_handles_labels()[0]:
         return False
     axes.set(xlabel="training steps", ylabel="max coverage, %", ylim=(0, 100))
@@ -70,14 +69,11 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
         if baseline in couplings and name != baseline:
             plain = {**chosen, "coupling": baseline, "inference_coupling": "none"}
             lines[f"{baseline}, N(0, I)"] = _steps_line(axes, results, plain, color="0.6", linewidth=1.0)
-        for way in ways:
-            inference, selection = way
+        for index, (inference, selection) in enumerate(ways):
             values = {**chosen, "coupling": name, "inference_coupling": inference, "selection": selection}
             if not results.where(**values).any():
                 continue
-            index = ways.index(way)
-            label = "N(0, I)" if inference == "none" else f"{inference} {selection or 'as trained'}"
-            lines[label] = _steps_line(
+            lines[_way_label(inference, selection)] = _steps_line(
                 axes, results, values, shift=index, color=f"C{index}", marker="o", markersize=3, linewidth=1.2
             )
         seeds = len(results.levels("training_seed", **chosen, coupling=name))
@@ -103,6 +99,9 @@ def coverage_by_level(results: Results, factor: str, fixed: dict[str, Any], path
 
     Args:
         fixed: the other factors' levels.
+
+    Returns:
+        whether there was anything to draw.
     """
     chosen = {**fixed, "kind": "final"}
     counts = results.levels("num_inference_steps", **chosen)
@@ -117,20 +116,18 @@ def coverage_by_level(results: Results, factor: str, fixed: dict[str, Any], path
         for inference, selection in _ways(results, {**chosen, "coupling": coupling}):
             values = {**chosen, "coupling": coupling, "inference_coupling": inference, "selection": selection}
             present = [level for level in levels if results.where(**values, **{factor: level}).any()]
-            intervals = [mean_t(_score_table(results, {**values, factor: level})) for level in present]
             plain = inference == "none"
-            axes.errorbar(
+            _bars(
+                axes,
                 [levels.index(level) + 0.05 * place for level in present],
-                [100 * interval.mean for interval in intervals],
-                100 * np.nan_to_num([[abs(getattr(i, end) - i.mean) for i in intervals] for end in ("low", "high")]),
+                _percentages(results, values, factor, present),
                 color=f"C{index}",
                 linestyle="-" if plain else "--",
                 marker="o",
                 markerfacecolor=None if plain else "white",
                 markersize=4,
-                capsize=2,
                 linewidth=1.2,
-                label=coupling if plain else f"{coupling}, {inference} {selection or 'as trained'}",
+                label=coupling if plain else f"{coupling}, {_way_label(inference, selection)}",
             )
             place += 1
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
@@ -153,11 +150,24 @@ def _ways(results: Results, values: dict[str, Any]) -> list[tuple[str, str | Non
 def _steps_line(axes: Any, results: Results, values: dict[str, Any], shift: int = 0, **style: Any) -> Any:
     """Mean and interval at each number of sampling steps, moved aside a little so that lines can be told apart."""
     steps = sorted(results.levels("num_inference_steps", **values))
-    intervals = [mean_t(_score_table(results, {**values, "num_inference_steps": count})) for count in steps]
-    mean = np.array([interval.mean for interval in intervals])
-    reach = [np.abs([getattr(i, end) - i.mean for i in intervals]) for end in ("low", "high")]
     places = [count * (1 + 0.03 * shift) for count in steps]
-    return axes.errorbar(places, 100 * mean, 100 * np.nan_to_num(np.array(reach)), capsize=2, **style)
+    return _bars(axes, places, _percentages(results, values, "num_inference_steps", steps), **style)
+
+
+def _way_label(inference: str, selection: str | None) -> str:
+    return "N(0, I)" if inference == "none" else f"{inference} {selection or 'as trained'}"
+
+
+def _bars(axes: Any, places: Sequence[float], percentages: np.ndarray, **style: Any) -> Any:
+    """Means with their intervals (3, points) as ``_percentages`` gives them; without those that have no ends."""
+    mean, low, high = percentages
+    return axes.errorbar(places, mean, np.nan_to_num(np.stack([mean - low, high - mean])), capsize=2, **style)
+
+
+def _percentages(results: Results, values: dict[str, Any], name: str, levels: Sequence[Any]) -> np.ndarray:
+    """Mean max coverage and its t interval in percent, (3, levels), at each of these levels of a column."""
+    intervals = [mean_t(_score_table(results, {**values, name: level})) for level in levels]
+    return 100 * np.array([[getattr(i, end) for i in intervals] for end in ("mean", "low", "high")])
 
 
 def _score_table(results: Results, values: dict[str, Any]) -> np.ndarray:

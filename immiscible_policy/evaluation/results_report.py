@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,51 +44,61 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     if not len(results):
         return written
     others = [name for name in results.factors if name != "coupling"]
-    combinations = [
-        dict(zip(others, values, strict=True))
-        for values in itertools.product(*(results.levels(name) for name in others))
-    ]
     varied = [name for name in others if len(results.levels(name)) > 1]
-    kinds: dict[str, tuple[Callable[[dict[str, Any]], Rows], str]] = {
-        "coverage": (lambda fixed: coverage_rows(results, fixed, baseline), NOTE),
-        "coupled_inference": (lambda fixed: gain_rows(results, fixed), GAIN_NOTE),
-        "rules": (lambda fixed: rules_rows(results, fixed), RULE_NOTE),
-        "modes": (lambda fixed: mode_rows(results, fixed), MODE_NOTE),
-        "prior_gap": (lambda fixed: gap_rows(results, fixed), GAP_NOTE),
+    combinations = _combinations(results, others)
+    mixed = precision_note(results)
+    kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
+        "coverage": (partial(coverage_rows, baseline=baseline), NOTE),
+        "coupled_inference": (gain_rows, GAIN_NOTE),
+        "rules": (rules_rows, RULE_NOTE),
+        "modes": (mode_rows, MODE_NOTE),
+        "prior_gap": (gap_rows, GAP_NOTE),
     }
-    for name, (make, note) in kinds.items():
-        rows, content = _with_factors([(fixed, make(fixed)) for fixed in combinations], varied)
-        if len(rows) > 1:
-            written += write_table(folder / "tables", name, rows, content, note + precision_note(results))
+    tables = {
+        name: (_with_factors([(fixed, make(results, fixed)) for fixed in combinations], varied), note)
+        for name, (make, note) in kinds.items()
+    }
     if varied:
         evaluated = [fixed for fixed in combinations if results.where(kind="final", **fixed).any()]
-        rows, content = pooled_rows(results, evaluated, baseline)
+        note = POOLED_NOTE.format(factors=", ".join(varied))
+        tables["pooled"] = (pooled_rows(results, evaluated, baseline), note)
+    for name, ((rows, content), note) in tables.items():
         if len(rows) > 1:
-            note = POOLED_NOTE.format(factors=", ".join(varied))
-            written += write_table(folder / "tables", "pooled", rows, content, note + precision_note(results))
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for fixed in combinations:
-        stem = "-".join(str(value) for value in fixed.values()) or "all"
-        training, steps = (folder / "figures" / f"{name}-{stem}.png" for name in ("training", "sampling_steps"))
-        if coverage_while_training(results, fixed, training):
-            written.append(training)
-        if coverage_by_steps(results, fixed, baseline, steps):
-            written.append(steps)
-    for factor in varied:
-        for values in itertools.product(*(results.levels(name) for name in others if name != factor)):
-            fixed = dict(zip((name for name in others if name != factor), values, strict=True))
-            path = folder / "figures" / ("-".join(["coverage_by", factor, *map(str, values)]) + ".png")
-            if coverage_by_level(results, factor, fixed, path):
-                written.append(path)
-    for path in [file for pattern in _patterns(list(kinds)) for file in folder.glob(pattern)]:
+            written += write_table(folder / "tables", name, rows, content, note + mixed)
+    written += _write_figures(results, folder / "figures", others, varied, baseline)
+    for path in [file for pattern in _patterns([*kinds, "pooled"]) for file in folder.glob(pattern)]:
         if path not in written:
             path.unlink()
     return written
 
 
+def _write_figures(
+    results: Results, folder: Path, others: Sequence[str], varied: Sequence[str], baseline: str
+) -> list[Path]:
+    """Figures of every combination of the factors ``others``, and one over each that is ``varied``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[Path, bool] = {}
+    for fixed in _combinations(results, others):
+        stem = "-".join(map(str, fixed.values())) or "all"
+        training, steps = (folder / f"{name}-{stem}.png" for name in ("training", "sampling_steps"))
+        drawn[training] = coverage_while_training(results, fixed, training)
+        drawn[steps] = coverage_by_steps(results, fixed, baseline, steps)
+    for factor in varied:
+        for fixed in _combinations(results, [name for name in others if name != factor]):
+            path = folder / ("-".join(["coverage_by", factor, *map(str, fixed.values())]) + ".png")
+            drawn[path] = coverage_by_level(results, factor, fixed, path)
+    return [path for path, is_drawn in drawn.items() if is_drawn]
+
+
+def _combinations(results: Results, factors: Sequence[str]) -> list[dict[str, Any]]:
+    """All combinations of the factors' levels."""
+    levels = itertools.product(*(results.levels(name) for name in factors))
+    return [dict(zip(factors, values, strict=True)) for values in levels]
+
+
 def _patterns(kinds: Sequence[str]) -> list[str]:
     """Of the files that ``write_tables`` writes."""
-    tables = [f"tables/{name}.{kind}" for name in [*kinds, "pooled"] for kind in ("md", "tex", "json")]
+    tables = [f"tables/{name}.{suffix}" for name in kinds for suffix in ("md", "tex", "json")]
     return [*tables, *(f"figures/{name}-*.png" for name in ("training", "sampling_steps", "coverage_by"))]
 
 
@@ -102,8 +113,7 @@ def _with_factors(parts: Sequence[tuple[dict[str, Any], Rows]], varied: Sequence
 def precision_note(results: Results) -> str:
     """What to tell the reader where ``auto`` became different precisions on different machines, else nothing."""
     trained = {str(run["precision"]) for run in results.runs}
-    known = "mixed_precision" in results.columns  # which older results do not have
-    evaluated = {str(value) for value in results.levels("mixed_precision", kind="final")} if known else set()
+    evaluated = {str(value) for value in results.levels("mixed_precision", kind="final")}
     told = [
         f" **Not all rows were {what} in the same precision** ({', '.join(sorted(found))})."
         for what, found in (("trained", trained), ("evaluated", evaluated))

@@ -124,7 +124,7 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
     """Coupled against plain inference of the same networks."""
     rows = [["steps", "coupling", "inference", "seeds", "max coverage", "gain", "p", "success, plain", "success"]]
     content: list[dict[str, Any]] = []
-    for steps in sorted(results.levels("num_inference_steps", kind="final", **fixed), reverse=True):
+    for steps in _step_counts(results, fixed):
         for coupling in results.levels("coupling", **fixed):
             found = dict(_inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}))
             if "none" not in found:
