@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from immiscible_policy import grid_run
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
-from immiscible_policy.evaluation.results import collect_results, reserved_names
+from immiscible_policy.evaluation.results import RunResults, collect_results, reserved_names
 from immiscible_policy.experiment_cell import (
     SETTINGS,
     Cell,
@@ -167,13 +167,20 @@ def work_off(
     return ExperimentProgress(**asdict(progress), trained=trained, evaluated=evaluated)
 
 
-def status(experiment: Experiment, folder: Path) -> str:
-    """One line on how far the experiment is."""
+def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) -> str:
+    """One line on how far the experiment is.
+
+    Args:
+        joined: folders of cells whose results are those of trainings made elsewhere.
+    """
     cells = experiment.cells(folder)
-    trained = sum(cell.is_trained for cell in cells)
-    missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in cells)
+    here = [cell for cell in cells if cell.folder not in joined]
+    trained = sum(cell.is_trained for cell in here)
+    missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in here)
+    taken = f", {len(joined)} joined" if joined else ""
     return (
-        f"{experiment.name}: {trained} of {len(cells)} trained, {missing} evaluations missing{grid_run.running(cells)}"
+        f"{experiment.name}: {trained} of {len(cells)} trained{taken}, {missing} evaluations missing"
+        f"{grid_run.running(cells)}"
     )
 
 
@@ -183,14 +190,18 @@ def is_done(experiment: Experiment, cell: Cell) -> bool:
     return cell.is_trained and not missing
 
 
-def collect(experiment: Experiment, folder: Path) -> Path:
-    """One tidy table of all that has been evaluated so far, ``results.parquet``; returns its path."""
+def collect(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults] | None = None) -> Path:
+    """One tidy table of all that has been evaluated so far, ``results.parquet``; returns its path.
+
+    Args:
+        joined: as ``experiment_join.find_joined`` gives them.
+    """
     path = folder / "results.parquet"
-    trained = [cell for cell in experiment.cells(folder) if cell.is_trained]
+    cells = [cell for cell in experiment.cells(folder) if cell.is_trained or cell.folder in (joined or {})]
     wanted = {
         cell.folder: [cell.evaluation_file(config).name for config in experiment.evaluation_configs(cell)]
-        for cell in trained
+        for cell in cells
     }
-    collect_results(experiment.name, [(cell.folder, cell.levels, cell.seed) for cell in trained], path, wanted)
+    collect_results(experiment.name, [(cell.folder, cell.levels, cell.seed) for cell in cells], path, wanted, joined)
     write_json(folder / "experiment.json", {**asdict(experiment), "command": " ".join(["python", *sys.argv])})
     return path

@@ -39,18 +39,9 @@ class Cell(GridRun):
     def missing(self, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
         """Evaluations that are still to be made. One by a coupling that has nothing to choose is plain inference."""
         missing = [config for config in configs if not self.evaluation_file(config).is_file()]
-        if not missing or not self.is_trained or self._chooses():
+        if not missing or not self.is_trained:
             return missing
-        return [config for config in missing if config.inference_coupling == "none" or config.selection is not None]
-
-    def _chooses(self) -> bool:
-        """Whether the run's own coupling can choose noise at inference."""
-        text = json.loads((self.run_dir / "summary.json").read_text())["coupling"]
-        try:
-            coupling = parse_coupling(text).at_inference()
-        except ValueError:
-            return False
-        return not (isinstance(coupling, Independent) or getattr(coupling, "k", None) == 1)
+        return possible(missing, json.loads((self.run_dir / "summary.json").read_text())["coupling"])
 
     def measurement_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -59,6 +50,22 @@ class Cell(GridRun):
         """Settings of a measurement that was made; None where it was not."""
         path = self.measurement_file(name)
         return dict(json.loads(path.read_text())["settings"]) if path.is_file() else None
+
+
+def possible(configs: Sequence[EvaluationConfig], coupling: str) -> list[EvaluationConfig]:
+    """Evaluations of policies trained with a coupling that are not others in disguise.
+
+    Args:
+        coupling: as a run's summary tells it.
+    """
+    try:
+        chooser = parse_coupling(coupling).at_inference()
+    except ValueError:
+        chooses = False
+    else:
+        chooses = not (isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1)
+    plain = [config.inference_coupling == "none" or config.selection is not None for config in configs]
+    return [config for config, is_plain in zip(configs, plain, strict=True) if chooses or is_plain]
 
 
 def evaluation_name(config: EvaluationConfig) -> str:

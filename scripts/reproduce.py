@@ -11,6 +11,8 @@ from immiscible_policy import cli
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
+from immiscible_policy.experiment_cell import Cell
+from immiscible_policy.experiment_join import find_joined, incomplete
 from immiscible_policy.run_setup import plain_settings
 
 ACTIONS = ("run", "tables", "status")
@@ -22,26 +24,37 @@ def main(cfg: DictConfig) -> None:
     cli.check_action(cfg, ACTIONS)
     experiment = Experiment(**plain_settings(cfg.experiment))
     folder, failed = Path(cfg.folder), []
+    results = [Path(path) for path in cfg.join]
+    joined = find_joined(experiment, folder, results)
     if cfg.action == "run":
+        taken = set(joined) - (
+            {cell.folder for cell in incomplete(experiment, folder, joined)} if cfg.finish else set()
+        )
+        cells = [cell for cell in experiment.cells(folder) if cell.folder not in taken]
         done = Parallel(n_jobs=cfg.processes)(
-            delayed(_work)(experiment, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
+            delayed(_work)(experiment, cells, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
         )
         failed = sorted({name for progress in done for name in progress.failed})
         print(f"trained {sum(p.trained for p in done)}, evaluated {sum(p.evaluated for p in done)}")
-    print(status(experiment, folder))
+        joined = find_joined(experiment, folder, results)  # but for what has been finished here
+    print(status(experiment, folder, joined))
+    if lacking := [cell.folder.name for cell in incomplete(experiment, folder, joined)]:
+        print(f"joined, but lacking something (finish=true trains them again): {', '.join(lacking)}")
     if cfg.action == "status":
         return
-    for path in write_tables(collect(experiment, folder), folder, experiment.baseline):
+    for path in write_tables(collect(experiment, folder, joined), folder, experiment.baseline):
         print(path)
     if any(cell.is_trained for cell in experiment.cells(folder)):
         print(write_report(folder).path)
     cli.check_none_failed(failed)
 
 
-def _work(experiment: Experiment, folder: Path, device: str, num_threads: int | None) -> ExperimentProgress:
+def _work(
+    experiment: Experiment, cells: list[Cell], folder: Path, device: str, num_threads: int | None
+) -> ExperimentProgress:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return work_off(experiment, folder, device)
+    return work_off(experiment, folder, device, cells=cells)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ SETTINGS = (
 )
 # What is measured of a policy besides episodes, None where it is not.
 RUN_MEASUREMENTS = ("modes", "prior_gap")
+# What a run's summary tells.
+_KEPT = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
 _NUMBERS = {"max_reward": pa.float32(), "max_coverage": pa.float32(), "final_coverage": pa.float32()}
 
 
@@ -112,11 +115,25 @@ def write_evaluation(path: Path, report: Mapping[str, Any]) -> None:
     _write(table.replace_schema_metadata({"evaluation": json.dumps(content)}), path)
 
 
+@dataclass(frozen=True)
+class RunResults:
+    """What is known of one training run, whatever experiment it stands in.
+
+    Args:
+        record: the run's entry in ``Results.runs``, without its levels and seed.
+        rows: of the tidy table, without the columns of factors and the training seed.
+    """
+
+    record: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+
 def collect_results(
     name: str,
     cells: Sequence[tuple[Path, Mapping[str, str], int]],
     path: Path,
     wanted: Mapping[Path, Collection[str]] | None = None,
+    joined: Mapping[Path, RunResults] | None = None,
 ) -> None:
     """Join the evaluations of cells, and the rollouts made while they trained, in one table at ``path``.
 
@@ -125,38 +142,60 @@ def collect_results(
         cells: folder (with ``run/`` and ``evaluations/``), factor -> level, training seed.
         wanted: folder -> file names of the evaluations to take; all of them where it is None. A folder may hold others,
             made before an experiment was changed.
+        joined: folder -> results that stand for what the folder holds, which need not be there.
     """
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     factors = list(cells[0][1]) if cells else []
     for folder, levels, seed in cells:
-        summary = json.loads((folder / "run" / "summary.json").read_text())
-        kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
-        measured = {}
-        for measurement in RUN_MEASUREMENTS:
-            path_of = folder / f"{measurement}.json"
-            measured[measurement] = json.loads(path_of.read_text()) if path_of.is_file() else None
-        runs.append(
-            {
-                "levels": dict(levels),
-                "seed": seed,
-                "steps": summary["steps"],
-                "trained_with": summary["coupling"],
-                **{k: summary[k] for k in kept},
-                **measured,
-            }
-        )
-        # Whatever folder the experiment was run in: a published table names no place on somebody's machine.
-        usual = f"outputs/experiments/{name}/cells/{folder.name}"
-        for place in (folder.resolve(), folder):
-            runs[-1]["command"] = runs[-1]["command"].replace(str(place), usual)
-        common = {**levels, "training_seed": seed}
-        found = sorted((folder / "evaluations").glob("*.parquet"))
-        files = [file for file in found if wanted is None or file.name in wanted[folder]]
-        rows += [{**common, **row} for row in _final_rows(files, summary["steps"])]
-        rows += [{**common, **row} for row in _rollout_rows(folder / "run")]
+        files = None if wanted is None else wanted.get(folder)
+        found = (joined or {}).get(folder) or _read_cell(name, folder, files)
+        runs.append({"levels": dict(levels), "seed": seed, **found.record})
+        rows += [{**levels, "training_seed": seed, **row} for row in found.rows]
     content = {"name": name, "factors": factors, "runs": runs}
     _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)
+
+
+def results_by_overrides(path: Path) -> list[tuple[list[str], RunResults]]:
+    """Every training run of a table, with the overrides of ``train_policy.py`` that made it.
+
+    Raises:
+        ValueError: it is something else, damaged, or older than the record of overrides.
+    """
+    results = load_results(path)
+    if not all(run.get("overrides") for run in results.runs):
+        raise ValueError(f"{path}: does not say what its runs were trained with; it was made by an earlier version")
+    table = pq.read_table(path).drop_columns([*results.factors, "training_seed"])
+    found = []
+    for run in results.runs:
+        record = {name: value for name, value in run.items() if name not in ("levels", "seed")}
+        chosen = results.where(training_seed=run["seed"], **run["levels"])
+        found.append((run["overrides"], RunResults(record, table.filter(pa.array(chosen)).to_pylist())))
+    return found
+
+
+def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunResults:
+    """What ``collect_results`` takes of a cell's folder."""
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    grid = _content(folder / "cell.json") or {}
+    record = {
+        "overrides": grid.get("overrides"),
+        "steps": summary["steps"],
+        "trained_with": summary["coupling"],
+        **{k: summary[k] for k in _KEPT},
+        **{measurement: _content(folder / f"{measurement}.json") for measurement in RUN_MEASUREMENTS},
+    }
+    # Whatever folder the experiment was run in: a published table names no place on somebody's machine.
+    usual = f"outputs/experiments/{name}/cells/{folder.name}"
+    for place in (folder.resolve(), folder):
+        record["command"] = record["command"].replace(str(place), usual)
+    found = sorted((folder / "evaluations").glob("*.parquet"))
+    files = [file for file in found if wanted is None or file.name in wanted]
+    return RunResults(record, [*_final_rows(files, summary["steps"]), *_rollout_rows(folder / "run")])
+
+
+def _content(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def reserved_names() -> list[str]:

@@ -1,0 +1,144 @@
+"""Results of trainings made elsewhere: known by what was trained, and only what is asked for is taken."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from immiscible_policy.evaluation.results import load_results, write_evaluation
+from immiscible_policy.experiment import Cell, Experiment, collect, status
+from immiscible_policy.experiment_join import find_joined, incomplete
+
+COUPLINGS = {"none": ["coupling=none"], "knn": ["coupling=knn", "k=2"]}
+EVALUATIONS = [{"n_episodes": 3, "num_inference_steps": [4, 2], "inference_coupling": "none"}]
+
+
+def experiment(**changes: Any) -> Experiment:
+    given = {"name": "first", "factors": {"coupling": COUPLINGS}, "seeds": [0, 1], "evaluations": EVALUATIONS}
+    return Experiment(**{**given, "train": ["steps=20"], "measurements": {"modes": {"n_starts": 4}}, **changes})
+
+
+def finish(of: Experiment, cell: Cell) -> None:
+    """What training, evaluation and measurement leave; scores tell the training seed, steps and initial state."""
+    cell.run_dir.mkdir(parents=True)
+    cell.check_overrides()
+    kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
+    coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
+    summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, "")}
+    (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+    rollout = {"step": 10, "settings": {"num_inference_steps": 2}, "episodes": [episode(7, 0.25)]}
+    (cell.run_dir / "rollouts.jsonl").write_text(json.dumps(rollout) + "\n")
+    (cell.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, "train/loss": 0.1}) + "\n")
+    for config in of.evaluation_configs(cell):
+        score = cell.seed / 2 + config.num_inference_steps / 100
+        report = {
+            "episodes": [episode(seed, score + seed / 1e7) for seed in config.seeds],
+            "settings": {**asdict(config), "sampler": "ddim", "mixed_precision": "fp32"},
+            "seconds": {},
+        }
+        write_evaluation(cell.evaluation_file(config), report)
+    for name, settings in of.measurements.items():
+        cell.measurement_file(name).write_text(json.dumps({"settings": dict(settings)}))
+
+
+def episode(seed: int, score: float) -> dict[str, Any]:
+    scores = dict.fromkeys(("max_reward", "max_coverage", "final_coverage"), score)
+    return {"seed": seed, **scores, "success": False, "length": 300}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    made = experiment()
+    for cell in made.cells(tmp_path / "first"):
+        finish(made, cell)
+    return collect(made, tmp_path / "first")
+
+
+def test_an_experiment_goes_on_from_its_results_alone(published: Path, tmp_path: Path) -> None:
+    factors = {"coupling": {**COUPLINGS, "assignment": ["coupling=assignment"]}}
+    larger, folder = experiment(factors=factors), tmp_path / "again"
+    joined = find_joined(larger, folder, [published])
+    assert [path.name for path in joined] == ["none-seed0", "knn-seed0", "none-seed1", "knn-seed1"]
+    assert incomplete(larger, folder, joined) == []
+    assert status(larger, folder, joined) == "first: 0 of 6 trained, 4 joined, 4 evaluations missing"
+    finish(larger, larger.cells(folder)[2])
+    together = collect(larger, folder, joined)
+    assert load_results(together).levels("coupling") == ["none", "knn", "assignment"]
+    # And back from what was joined, the same numbers.
+    same = collect(experiment(), tmp_path / "third", find_joined(experiment(), tmp_path / "third", [together]))
+    assert pq.read_table(same).equals(pq.read_table(published))
+    assert load_results(same).runs == load_results(published).runs
+
+
+def test_trainings_are_known_by_what_they_were_trained_with(published: Path, tmp_path: Path) -> None:
+    factors = {"data": {"all": ["steps=20"], "few": ["steps=5"]}, "coupling": {"nearest": ["k=2", "coupling=knn"]}}
+    other = experiment(name="other", factors=factors, seeds=[1], train=["steps=3"], baseline="nearest")
+    joined = find_joined(other, tmp_path / "other", [published])
+    assert [path.name for path in joined] == ["all-nearest-seed1"]
+    results = load_results(collect(other, tmp_path / "other", joined))
+    assert results.factors == ["data", "coupling"]
+    assert results.runs[0]["levels"] == {"data": "all", "coupling": "nearest"}
+    scores = results.scores("max_coverage", kind="final", coupling="nearest", num_inference_steps=4)
+    assert list(scores) == [1]
+    np.testing.assert_allclose(scores[1][100_002], 0.5 + 0.04 + 0.0100002, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"join=.*: none of its 4 trainings is one of experiment far"):
+        find_joined(experiment(name="far", train=["steps=99"]), tmp_path / "far", [published])
+
+
+def test_only_what_is_asked_for_is_taken_and_the_rest_is_named(published: Path, tmp_path: Path) -> None:
+    fewer = experiment(evaluations=[{**EVALUATIONS[0], "num_inference_steps": 2}])
+    results = load_results(collect(fewer, tmp_path / "a", find_joined(fewer, tmp_path / "a", [published])))
+    assert results.levels("num_inference_steps", kind="final") == [2]
+    assert int(results.where(kind="training").sum()) == 4
+
+    more = experiment(
+        evaluations=[
+            *EVALUATIONS,
+            {"n_episodes": 4, "num_inference_steps": 4, "only": {"seed": [1]}},  # of which three are there
+            {"n_episodes": 3, "num_inference_steps": 4, "inference_coupling": "warm"},  # of none it is plain inference
+        ],
+        seeds=[0, 1],
+    )
+    joined = find_joined(more, tmp_path / "b", [published])
+    lacking = incomplete(more, tmp_path / "b", joined)
+    assert [cell.folder.name for cell in lacking] == ["knn-seed0", "none-seed1", "knn-seed1"]
+
+    other = experiment(measurements={"modes": {"n_starts": 8}})
+    joined = find_joined(other, tmp_path / "c", [published])
+    assert len(incomplete(other, tmp_path / "c", joined)) == 4
+    assert all(results.record["modes"] is None for results in joined.values())
+
+
+def test_what_is_finished_here_comes_first(published: Path, tmp_path: Path) -> None:
+    again, folder = experiment(), tmp_path / "again"
+    finish(again, again.cells(folder)[0])
+    joined = find_joined(again, folder, [published])
+    assert [path.name for path in joined] == ["knn-seed0", "none-seed1", "knn-seed1"]
+    collected = collect(again, folder, joined)
+    assert pq.read_table(collected).equals(pq.read_table(published))
+    again.cells(folder)[0].measurement_file("modes").unlink()  # no longer finished
+    assert len(find_joined(again, folder, [published])) == 4
+
+
+def test_of_two_tables_the_first_that_has_a_training_counts(published: Path, tmp_path: Path) -> None:
+    second = experiment(evaluations=[{**EVALUATIONS[0], "noise_seed": 5}])
+    for cell in second.cells(tmp_path / "second"):
+        finish(second, cell)
+    other = collect(second, tmp_path / "second")
+    folder = tmp_path / "third"
+    assert incomplete(second, folder, find_joined(second, folder, [other, published])) == []
+    assert len(incomplete(second, folder, find_joined(second, folder, [published, other]))) == 4
+
+
+def test_a_table_without_overrides_is_refused(published: Path, tmp_path: Path) -> None:
+    table = pq.read_table(published)
+    content = json.loads(table.schema.metadata[b"experiment"])
+    for run in content["runs"]:
+        del run["overrides"]
+    pq.write_table(table.replace_schema_metadata({"experiment": json.dumps(content)}), tmp_path / "old.parquet")
+    with pytest.raises(ValueError, match=r"old.parquet: does not say what its runs were trained with"):
+        find_joined(experiment(), tmp_path / "x", [tmp_path / "old.parquet"])
