@@ -99,10 +99,23 @@ def _set_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def load_value(folder: Path, name: str) -> Any:
+    """A top-level JSON value of what ``save_state`` wrote, without its tensors; None where it cannot be read."""
+    try:
+        entries = dict(json.loads((_readable(folder) / VALUES).read_text())["dict"])
+        return entries[name]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _readable(folder: Path) -> Path:
+    """The folder, or the copy set aside if a kill hit between the two renames."""
+    return folder if folder.exists() or not _set_aside(folder).exists() else _set_aside(folder)
+
+
 def load_state(folder: Path) -> Any:
     """Read what ``save_state`` wrote; falls back to the copy set aside if a kill hit between the two renames."""
-    if not folder.exists() and _set_aside(folder).exists():
-        folder = _set_aside(folder)
+    folder = _readable(folder)
     for name in (TENSORS, VALUES):
         if not (folder / name).is_file():
             raise CheckpointError(

@@ -1,5 +1,8 @@
 """Which device and arithmetic a run uses when the user leaves it to us."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -18,7 +21,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """``auto`` becomes bf16 where the hardware multiplies in bf16, else fp32.
+    """``auto`` becomes bf16 where the hardware multiplies faster in bf16, else fp32.
 
     Returns fp32, bf16 or fp16. On a CPU without AVX512-BF16 or AMX bf16 is emulated and slower than fp32.
     """
@@ -30,9 +33,21 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if _bf16_is_faster_on_cpu() else "fp32"
+
+
+def _bf16_is_faster_on_cpu() -> bool:
     # Private queries: torch has no public one for bf16 on CPUs. Without them fp32 is always right.
-    queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, query, bool)() for query in queries) else "fp32"
+    amx, avx512 = (
+        bool(getattr(torch.cpu, query, bool)()) for query in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    # Intel's cores with AMX switched off, as in some virtual machines, are slower in bf16 (docs/performance.md).
+    return amx or (avx512 and not _is_intel())
+
+
+def _is_intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (cpuinfo.read_text() if cpuinfo.is_file() else platform.processor())
 
 
 def autocast(precision: str, device: str) -> torch.autocast:

@@ -27,6 +27,7 @@ from immiscible_policy.training.checkpoint import (
     CheckpointError,
     checkpoint_exists,
     load_state,
+    load_value,
     replace_folder,
     rng_state,
     save_state,
@@ -95,6 +96,9 @@ class Trainer:
         if device.startswith("cuda:"):  # the accelerator takes the current one
             torch.cuda.set_device(device)
         self.precision = resolve_precision(config.mixed_precision, device)
+        if config.mixed_precision == "auto" and self.can_resume:
+            # A run goes on in what auto was where it began, on whatever machine of the kind.
+            self.precision = load_value(self.latest, "precision") or self.precision
         forget_earlier_accelerator()
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision), cpu=device == "cpu"

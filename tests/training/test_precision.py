@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from immiscible_policy.training import precision
 from immiscible_policy.training.precision import autocast, resolve_device, resolve_precision
 
 
@@ -15,9 +16,27 @@ def test_auto_is_resolved_to_something_that_runs() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_bf16_is_not_chosen_for_a_processor_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("amx", "avx512", "intel", "expected"),
+    [
+        (False, False, False, "fp32"),
+        (True, True, True, "bf16"),
+        (False, True, False, "bf16"),
+        (False, True, True, "fp32"),  # measured slower in bf16
+    ],
+)
+def test_bf16_is_chosen_for_processors_that_are_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, intel: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(precision, "_is_intel", lambda: intel)
+    assert resolve_precision("auto", "cpu") == expected
+
+
+def test_a_torch_without_the_queries_means_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, query, lambda: False, raising=False)
+        monkeypatch.delattr(torch.cpu, query, raising=False)
     assert resolve_precision("auto", "cpu") == "fp32"
 
 

@@ -421,6 +421,24 @@ def test_validation_and_evaluation_run_when_due(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
 
 
+def test_a_run_goes_on_in_the_precision_that_auto_was_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = replace(CONFIG, mixed_precision="auto")
+    for supported, resumes in ((True, False), (False, True), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda supported=supported: supported, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+        run = trainer(tmp_path, auto)
+        assert run.precision == "bf16"
+        if resumes:
+            run.resume()
+        run.save()
+    assert trainer(tmp_path / "new", auto).precision == "fp32"
+    (run.latest / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        trainer(tmp_path, auto).resume()
+
+
 def test_another_configuration_or_network_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.step = 10
