@@ -47,15 +47,15 @@ def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> 
     """
     trainings: dict[frozenset[tuple[str, str]], RunResults] = {}
     cells = experiment.cells(folder)
-    asked = {_settings(cell.overrides) for cell in cells}
+    asked = {settings_of(cell.overrides) for cell in cells}
     for path in paths:
-        found = {_settings(overrides): results for overrides, results in results_by_overrides(path)}
+        found = {settings_of(overrides): results for overrides, results in results_by_overrides(path)}
         if not asked & found.keys():
             raise ValueError(f"join={path}: none of its {len(found)} trainings is one of experiment {experiment.name}")
         trainings = found | trainings
     joined = {}
     for cell in cells:
-        results = trainings.get(_settings(cell.overrides))
+        results = trainings.get(settings_of(cell.overrides))
         if results is not None and not is_done(experiment, cell):
             joined[cell.folder] = _asked_for(results, experiment, cell)
     return joined
@@ -101,6 +101,6 @@ def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(settings[name] for name in _SETTINGS)
 
 
-def _settings(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
+def settings_of(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
     """What overrides set, of several of one name the last, whatever their order."""
     return frozenset({name: value for name, _, value in (text.partition("=") for text in overrides)}.items())

@@ -1,18 +1,20 @@
 """Results of trainings made elsewhere: known by what was trained, and only what is asked for is taken."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_up_cells import finish
+from omegaconf import OmegaConf
 
-from immiscible_policy.evaluation.results import load_results, write_evaluation
-from immiscible_policy.experiment import Cell, Experiment, collect, status
-from immiscible_policy.experiment_join import find_joined, incomplete
+from immiscible_policy.evaluation.results import load_results
+from immiscible_policy.experiment import Experiment, collect, status
+from immiscible_policy.experiment_join import find_joined, incomplete, settings_of
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 COUPLINGS = {"none": ["coupling=none"], "knn": ["coupling=knn", "k=2"]}
 EVALUATIONS = [{"n_episodes": 3, "num_inference_steps": [4, 2], "inference_coupling": "none"}]
 
@@ -20,34 +22,6 @@ EVALUATIONS = [{"n_episodes": 3, "num_inference_steps": [4, 2], "inference_coupl
 def experiment(**changes: Any) -> Experiment:
     given = {"name": "first", "factors": {"coupling": COUPLINGS}, "seeds": [0, 1], "evaluations": EVALUATIONS}
     return Experiment(**{**given, "train": ["steps=20"], "measurements": {"modes": {"n_starts": 4}}, **changes})
-
-
-def finish(of: Experiment, cell: Cell) -> None:
-    """What training, evaluation and measurement leave; scores tell the training seed, steps and initial state."""
-    cell.run_dir.mkdir(parents=True)
-    cell.check_overrides()
-    kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
-    coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
-    summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, "")}
-    (cell.run_dir / "summary.json").write_text(json.dumps(summary))
-    rollout = {"step": 10, "settings": {"num_inference_steps": 2}, "episodes": [episode(7, 0.25)]}
-    (cell.run_dir / "rollouts.jsonl").write_text(json.dumps(rollout) + "\n")
-    (cell.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, "train/loss": 0.1}) + "\n")
-    for config in of.evaluation_configs(cell):
-        score = cell.seed / 2 + config.num_inference_steps / 100
-        report = {
-            "episodes": [episode(seed, score + seed / 1e7) for seed in config.seeds],
-            "settings": {**asdict(config), "sampler": "ddim", "mixed_precision": "fp32"},
-            "seconds": {},
-        }
-        write_evaluation(cell.evaluation_file(config), report)
-    for name, settings in of.measurements.items():
-        cell.measurement_file(name).write_text(json.dumps({"settings": dict(settings)}))
-
-
-def episode(seed: int, score: float) -> dict[str, Any]:
-    scores = dict.fromkeys(("max_reward", "max_coverage", "final_coverage"), score)
-    return {"seed": seed, **scores, "success": False, "length": 300}
 
 
 @pytest.fixture
@@ -142,3 +116,12 @@ def test_a_table_without_overrides_is_refused(published: Path, tmp_path: Path) -
     pq.write_table(table.replace_schema_metadata({"experiment": json.dumps(content)}), tmp_path / "old.parquet")
     with pytest.raises(ValueError, match=r"old.parquet: does not say what its runs were trained with"):
         find_joined(experiment(), tmp_path / "x", [tmp_path / "old.parquet"])
+
+
+@pytest.mark.parametrize(("name", "shared"), [("observations", 6), ("data_efficiency", 6)])
+def test_experiments_share_trainings_with_table2(name: str, shared: int, tmp_path: Path) -> None:
+    def trainings(of: str) -> set[frozenset[tuple[str, str]]]:
+        content = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{of}.yaml"))
+        return {settings_of(cell.overrides) for cell in Experiment(**content).cells(tmp_path)}  # type: ignore[arg-type]
+
+    assert len(trainings(name) & trainings("table2")) == shared

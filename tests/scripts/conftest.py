@@ -67,7 +67,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
         try:
             if name in ("train_policy", "train_image", "train_vae"):
                 sys.argv = cli.point_hydra_at_resumed_run(sys.argv)
-            if name in ("train_policy", "eval_policy", "train_image", "train_vae", "analyze_images"):
+            if name in ("train_policy", "eval_policy", "train_image", "train_vae", "analyze_images", "reproduce"):
                 cli.run(module.main, name)
             else:
                 return int(module.main() or 0)

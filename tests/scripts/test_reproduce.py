@@ -1,0 +1,82 @@
+"""``scripts/reproduce.py`` as a user calls it; trainings and evaluations are made up."""
+
+from collections import Counter
+from pathlib import Path
+
+import made_up_cells
+import pytest
+
+from immiscible_policy import experiment
+from immiscible_policy.experiment import Cell
+
+SMALL = (
+    "experiment=quick",
+    "experiment.seeds=[0]",
+    "experiment.evaluations=[{n_episodes: 3, num_inference_steps: 4, inference_coupling: none}]",
+    "~experiment.measurements.prior_gap",
+    "device=cpu",
+)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often was trained, evaluated and measured."""
+    done: Counter[str] = Counter()
+
+    def counted(name: str):
+        def do(*arguments: object) -> None:
+            done[name] += 1
+            getattr(made_up_cells, name)(*arguments)
+
+        return do
+
+    monkeypatch.setattr(Cell, "train", counted("train"))
+    monkeypatch.setattr(experiment, "evaluate_cell", counted("evaluate"))
+    monkeypatch.setattr(experiment, "measure_cell", counted("measure"))
+    return done
+
+
+def test_results_are_joined_and_finished_on_demand(
+    run_script, work: Counter[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script("reproduce", *SMALL, "folder=first") == 0
+    assert "quick: 2 of 2 trained, 0 evaluations missing" in capsys.readouterr().out
+    assert work == {"train": 2, "evaluate": 2, "measure": 2}
+    work.clear()
+
+    joined = (*SMALL, "join=[first/results.parquet]", "folder=second")
+    assert run_script("reproduce", *joined, "experiment.seeds=[0,1]") == 0
+    assert "quick: 2 of 4 trained, 2 joined, 0 evaluations missing" in capsys.readouterr().out
+    assert work["train"] == 2
+    table = Path("second/tables/coverage.md").read_text()
+    assert "| 4 | knn_k2 | none | 2 |" in table
+    work.clear()
+
+    more = (*joined, "experiment.seeds=[0]", "experiment.evaluations.0.n_episodes=4", "folder=third")
+    assert run_script("reproduce", *more) == 0
+    out = capsys.readouterr().out
+    assert "trained 0, evaluated 0" in out
+    assert "joined, but lacking something" in out
+    assert work == {}
+    assert run_script("reproduce", *more, "finish=true") == 0
+    out = capsys.readouterr().out
+    assert "quick: 2 of 2 trained, 0 evaluations missing" in out
+    assert "lacking" not in out
+    assert work == {"train": 2, "evaluate": 2, "measure": 2}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("action=train",), "action='train': choose one of run, tables, status"),
+        (("processes=0",), "processes=0: must be at least 1"),
+        (("join=[nowhere.parquet]",), "nowhere.parquet"),
+        (("experiment=table3",), "experiment=table3: choose one of"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(
+    run_script, work: Counter[str], capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], message: str
+) -> None:
+    assert run_script("reproduce", *SMALL, "folder=first", *overrides) == 1
+    assert message in capsys.readouterr().err
+    assert work == {}

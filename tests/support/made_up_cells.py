@@ -1,0 +1,57 @@
+"""What training, evaluation and measurement of an experiment's cell leave, without any of the work."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
+from immiscible_policy.evaluation.results import write_evaluation
+from immiscible_policy.experiment import Cell, Experiment
+
+
+def episode(seed: int, score: float) -> dict[str, Any]:
+    scores = dict.fromkeys(("max_reward", "max_coverage", "final_coverage"), score)
+    return {"seed": seed, **scores, "success": False, "length": 300}
+
+
+def _settings(config: EvaluationConfig) -> dict[str, Any]:
+    return {**asdict(config), "sampler": "ddim", "mixed_precision": "fp32"}
+
+
+def train(cell: Cell, *_: Any) -> None:
+    cell.run_dir.mkdir(parents=True)
+    cell.check_overrides()
+    kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
+    coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
+    summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, "")}
+    (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+    settings = _settings(EvaluationConfig(num_inference_steps=2))
+    rollout = {"step": 10, "settings": settings, "episodes": [episode(7, 0.25)]}
+    (cell.run_dir / "rollouts.jsonl").write_text(json.dumps(rollout) + "\n")
+    (cell.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, "train/loss": 0.1}) + "\n")
+
+
+def evaluate(cell: Cell, config: EvaluationConfig, *_: Any) -> None:
+    """Scores that tell the training seed, the sampling steps and the initial state."""
+    score = cell.seed / 2 + (config.num_inference_steps or 0) / 100
+    report = {
+        "episodes": [episode(seed, score + seed / 1e7) for seed in config.seeds],
+        "settings": _settings(config),
+        "seconds": {},
+    }
+    write_evaluation(cell.evaluation_file(config), report)
+
+
+def measure(cell: Cell, name: str, settings: Mapping[str, int], *_: Any) -> None:
+    numbers = {key: {"mean": 0.5} for key in ("p_clockwise", "entropy", "imbalance", "direct")}
+    cell.measurement_file(name).write_text(json.dumps({"settings": dict(settings), **numbers, "imbalance_fair": 0.1}))
+
+
+def finish(experiment: Experiment, cell: Cell) -> None:
+    """Everything that the experiment asks for of a cell."""
+    train(cell)
+    for config in experiment.evaluation_configs(cell):
+        evaluate(cell, config)
+    for name, settings in experiment.measurements.items():
+        measure(cell, name, settings)
