@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an older export there is replaced")
     parser.add_argument("--format", choices=sorted(FILES), default="torch", help="default: torch")
     parser.add_argument("--num-inference-steps", type=int, default=16, help="network calls a chunk (default: 16)")
+    about = "told in policy.json and used by run_policy.py: multiplies the noise that goes in (default: 1)"
+    parser.add_argument("--noise-scale", type=float, default=1.0, help=about)
     parser.add_argument("--batch", default="dynamic", help="a batch size, often 1, or dynamic for any (the default)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N: where it will run")
     return parser
@@ -82,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = load_policy(folder, resolve_device(arguments.device))
         steps = arguments.num_inference_steps
         print(f"{folder}: {type(policy.objective).__name__} in {steps} steps; tracing takes a second or two a step")
-        export = export_policy(policy, arguments.output, steps, arguments.format, batch, source=folder)
+        export = export_policy(
+            policy, arguments.output, steps, arguments.format, batch, source=folder, noise_scale=arguments.noise_scale
+        )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

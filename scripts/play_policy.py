@@ -31,6 +31,7 @@ examples:
   python scripts/play_policy.py outputs/<date>/<time>_<name>                     # the run's last policy
   python scripts/play_policy.py <run>/checkpoints/step=000{{1000,6000}}             # tab switches between the two
   python scripts/play_policy.py <run> --num-inference-steps 4 --speed 2
+  python scripts/play_policy.py <run> --num-inference-steps 16 --noise-scale 0.8
   python scripts/play_policy.py <run> --record out.mp4 --steps 300 --disturb 120 # no display; disturbed at 12 s
 
 Every policy is shown on the task that it was trained for. A seed starts as in the evaluations (100000 and up are the
@@ -52,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num-inference-steps", type=int, default=10, help="network calls for a chunk (default: %(default)s)")
     about = "choose initial noise as in training, against the previous plan or a first attempt (default: %(default)s)"
     add("--inference-coupling", choices=MODES, default="none", help=about)
+    about = "multiplies the initial noise; below 1 plans are less various (default: %(default)s)"
+    add("--noise-scale", type=float, default=1.0, help=about)
     add("--legacy", action=argparse.BooleanOptionalAction, help="how seeds are set up (default: as in the task)")
     add("--speed", type=float, default=1.0, help="simulated seconds in a second (default: %(default)s)")
     add("--fps", type=float, default=10.0, help="pictures a second in videos; 30 moves smoothly (default: %(default)s)")
@@ -82,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_inference_steps=arguments.num_inference_steps,
         inference_coupling=arguments.inference_coupling,
         legacy=arguments.legacy,
+        noise_scale=arguments.noise_scale,
     )
     if arguments.record is None:
         window = play(session, arguments.video_dir, arguments.fps, arguments.speed)

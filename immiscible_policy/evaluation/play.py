@@ -14,7 +14,7 @@ from envs.pusht.geometry import Point, Pose
 from envs.pusht.task import MAX_SEED
 from immiscible_policy.evaluation.history import ObservationHistory
 from immiscible_policy.evaluation.play_policies import NamedPolicy, playground
-from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
 from immiscible_policy.policy.planner import Planner
 
 # What + and - go through.
@@ -54,11 +54,12 @@ class PlaySession:
         seed: initial state, 0 to 2**32 - 1. 100000 and up are the published test states.
         num_inference_steps: network calls for a chunk.
         inference_coupling: how initial noise is chosen: ``none``, ``warm`` or ``two_pass``, see ``InferenceCoupling``.
+        noise_scale: the initial noise is multiplied by it.
         legacy: how the initial state is set, see ``envs.pusht.task.Task``; None takes each policy's task.
         noise_seed: of the policies' noises and of random disturbances.
 
     Attributes: ``seed``, ``n_steps`` made since the reset, ``success_step`` (the first of them at which coverage passed
-    0.95, or None), ``paused``, ``finished``, ``num_inference_steps``, ``inference_coupling``, ``policies`` and the
+    0.95, or None), ``paused``, ``finished``, ``num_inference_steps``, ``initial_noise``, ``policies`` and the
     ``index`` of the one that acts.
 
     Raises ValueError for anything else.
@@ -72,6 +73,7 @@ class PlaySession:
         inference_coupling: str = "none",
         legacy: bool | None = None,
         noise_seed: int = 0,
+        noise_scale: float = 1.0,
     ) -> None:
         if not policies:
             raise ValueError("policies is empty: give at least one")
@@ -83,10 +85,11 @@ class PlaySession:
         if not 1 <= num_inference_steps <= self._most_steps:
             raise ValueError(f"num_inference_steps is {num_inference_steps}; allowed: 1 to {self._most_steps}")
         self._environments = [playground(named, legacy) for named in policies]
+        self.initial_noise = InferenceCoupling(inference_coupling, noise_scale=noise_scale)
         for _, policy in policies:  # all, because switching to one must not fail later
-            Planner(policy, [seed], inference_coupling=inference_coupling)
+            Planner(policy, [seed], inference_coupling=self.initial_noise)
         self.seed, self._noise_seed = seed, noise_seed
-        self.num_inference_steps, self.inference_coupling = num_inference_steps, inference_coupling
+        self.num_inference_steps = num_inference_steps
         self.index = 0
         self.paused = self.finished = False
         self._message, self._message_age = "", 0
@@ -290,7 +293,7 @@ class PlaySession:
         """Lets the policy begin with an observation as the first one."""
         self._history = ObservationHistory(_batch_of_one(observation), self.policy.n_obs_steps)
         self._planner = Planner(
-            self.policy, [self.seed], noise_seed=self._noise_seed, inference_coupling=self.inference_coupling
+            self.policy, [self.seed], noise_seed=self._noise_seed, inference_coupling=self.initial_noise
         )
         self._world_changed = False
         self._forget_plan()

@@ -67,9 +67,11 @@ def status_lines(session: PlaySession, rate: str, saving: str = "", hint: str = 
     trained = f", trained with {session.policy.coupling}" if session.policy.coupling else ""
     plural = "step" if session.num_inference_steps == 1 else "steps"
     inference = f"{session.num_inference_steps} inference {plural}"
+    noise = session.initial_noise
+    scale = "" if noise.noise_scale == 1 else f", noise x {noise.noise_scale:g}"
     return (
         "   ".join(state),
         f"{place}{session.name}{trained}",
-        "   ".join([inference, f"inference coupling {session.inference_coupling}", rate]),
+        "   ".join([inference, f"inference coupling {noise.mode}{scale}", rate]),
         "   ".join(part for part in (saving, session.message or hint) if part),
     )

@@ -20,6 +20,7 @@ from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
 from immiscible_policy.policy.export_description import FILES, action_unit, describe
 from immiscible_policy.policy.exportable import Inputs, example_inputs, predict, trace
+from immiscible_policy.policy.inference_coupling import InferenceCoupling
 from immiscible_policy.training.checkpoint import replace_folder, staging_folder
 
 # Largest difference from predict_action, as a share of the widest action range: 1e-3 px in PushT.
@@ -67,6 +68,7 @@ def export_policy(
     format: str = "torch",
     batch: int | str = "dynamic",
     source: Path | None = None,
+    noise_scale: float = 1.0,
 ) -> Export:
     """Write ``policy`` as a folder that runs without this package, in fp32, and check that it computes the same.
 
@@ -79,6 +81,7 @@ def export_policy(
         format: torch | onnx (on the CPU; needs the packages onnx, onnxscript and onnxruntime).
         batch: the one batch size that the export takes, or ``dynamic`` for any.
         source: the folder that the policy was loaded from, for the record.
+        noise_scale: the caller is to multiply the noise by it: ``policy.json`` tells so, and ``run_policy.py`` does.
 
     Raises:
         ValueError: an argument is wrong, or the objective's sampler cannot be recorded (``SamplerNotRecordable``).
@@ -86,11 +89,12 @@ def export_policy(
     """
     folder, steps = Path(folder), policy.num_inference_steps if num_inference_steps is None else num_inference_steps
     _check_arguments(policy, folder, steps, format, batch)
+    InferenceCoupling(noise_scale=noise_scale)  # which refuses what is not allowed
     program = trace(policy, steps, batch)
     staging = staging_folder(folder)
     try:
         _save(program, staging, format, list(example_inputs(policy, 1)))
-        describe(policy, staging, steps, format, batch, source)
+        describe(policy, staging, steps, format, batch, source, noise_scale)
         check = check_export(policy, staging, steps, batch)
         if not check.passed:
             worst = max(check.differences.values(), key=lambda value: (value != value, value))

@@ -27,7 +27,13 @@ ENTRIES = {
 
 
 def describe(
-    policy: DiffusionPolicy, folder: Path, steps: int, format: str, batch: int | str, source: Path | None
+    policy: DiffusionPolicy,
+    folder: Path,
+    steps: int,
+    format: str,
+    batch: int | str,
+    source: Path | None,
+    noise_scale: float,
 ) -> None:
     """``policy.json``, ``example.npz`` and ``run_policy.py``."""
     inputs = example_inputs(policy, batch if isinstance(batch, int) else 1)
@@ -50,8 +56,8 @@ def describe(
         ],
         "meaning": {
             "observation": "the last n_obs_steps observations, oldest first",
-            "noise": "standard normal, fresh for every chunk: where the sampler starts. A coupling may choose it by "
-            "data_scale times the last sequence, moved by n_action_steps with its last action repeated",
+            "noise": "standard normal times noise_scale, fresh for every chunk: where the sampler starts. A coupling "
+            "may choose it by data_scale times the last sequence, moved by n_action_steps, its last action repeated",
             "actions": "the next n_action_steps actions, the first one for the newest observation",
             "sequence": "the whole plan of horizon actions, mapped from action_range to [-1, 1]; its first action "
             "belongs to the oldest observation",
@@ -65,6 +71,7 @@ def describe(
         "observation_range": _range(policy.observation_normalizer),
         "action_range": _range(policy.action_normalizer),
         "num_inference_steps": steps,
+        "noise_scale": noise_scale,
         "objective": type(policy.objective).__name__,
         "sampler": policy.objective.sampler,
         "data_scale": policy.objective.data_scale,

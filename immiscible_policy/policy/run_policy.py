@@ -52,7 +52,7 @@ def main() -> None:
     generator = np.random.default_rng()
     for _ in range(3):
         start = time.perf_counter()
-        inputs[-1] = generator.standard_normal(inputs[-1].shape, dtype=np.float32)
+        inputs[-1] = np.float32(about["noise_scale"]) * generator.standard_normal(inputs[-1].shape, dtype=np.float32)
         actions, _ = policy(*inputs)
         print(f"{1e3 * (time.perf_counter() - start):.1f} ms, first actions: {actions[0, :2].round(1).tolist()}")
 

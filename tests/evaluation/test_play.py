@@ -15,7 +15,7 @@ from immiscible_policy.evaluation.evaluate import environment_factory
 from immiscible_policy.evaluation.play import GHOST_STEPS, MESSAGE_STEPS, Command, PlaySession
 from immiscible_policy.evaluation.play_policies import NamedPolicy
 from immiscible_policy.evaluation.rollout import rollout
-from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
 
 DIMENSIONS = {"state": 5, "keypoints": 20, "environment_state_agent_pos": 18}
 
@@ -85,10 +85,10 @@ def drag(session: PlaySession, dx: float, dy: float, n_steps: int) -> None:
 
 
 @pytest.mark.parametrize("obs_type", DIMENSIONS)
-@pytest.mark.parametrize("coupling", ["none", "warm"])
-def test_left_alone_an_episode_is_that_of_an_evaluation(obs_type: str, coupling: str) -> None:
+@pytest.mark.parametrize(("coupling", "scale"), [("none", 1.0), ("warm", 1.0), ("none", 0.5)])
+def test_left_alone_an_episode_is_that_of_an_evaluation(obs_type: str, coupling: str, scale: float) -> None:
     named = tiny(obs_type=obs_type)
-    session = PlaySession([named], seed=100_003, num_inference_steps=3, inference_coupling=coupling)
+    session = PlaySession([named], seed=100_003, num_inference_steps=3, inference_coupling=coupling, noise_scale=scale)
     largest = session.coverage
     for _ in range(40):
         session.step()
@@ -99,7 +99,7 @@ def test_left_alone_an_episode_is_that_of_an_evaluation(obs_type: str, coupling:
         [100_003],
         num_inference_steps=3,
         record_seeds=[100_003],
-        inference_coupling=coupling,
+        inference_coupling=InferenceCoupling(coupling, noise_scale=scale),
     )
     (episode,) = result.episodes
     assert session.n_steps == episode.length == 40
@@ -443,6 +443,7 @@ def test_a_block_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         (lambda: PlaySession([tiny()], num_inference_steps=0), "num_inference_steps is 0; allowed: 1 to 100"),
         (lambda: PlaySession([tiny()], num_inference_steps=101), "num_inference_steps is 101; allowed: 1 to 100"),
         (lambda: PlaySession([tiny()], inference_coupling="hot"), "inference_coupling.mode='hot'"),
+        (lambda: PlaySession([tiny()], noise_scale=0), "noise_scale=0: must be positive"),
         (lambda: PlaySession([tiny(), tiny(coupling=None)], inference_coupling="warm"), "does not say which coupling"),
         (
             lambda: PlaySession([tiny(task={"env_id": "Ant-v5"})]),

@@ -13,7 +13,7 @@ from immiscible_policy.evaluation.play import PlaySession
 from immiscible_policy.evaluation.play_picture import KEYS_IN_WORDS, PlayPicture, status_lines
 from immiscible_policy.evaluation.play_policies import NamedPolicy
 from immiscible_policy.evaluation.play_recording import PackedFrames, Sampler, record
-from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
 
 
 @pytest.fixture
@@ -157,6 +157,8 @@ def test_status_lines(session: PlaySession) -> None:
         "1 inference step   inference coupling none   60 fps",
         "saving a video: 3 s   hint",
     )
+    session.initial_noise = InferenceCoupling("warm", noise_scale=0.8)
+    assert "inference coupling warm, noise x 0.8" in status_lines(session, "60 fps")[2]
     session.say("a message")
     session.paused, session.success_step, session.num_inference_steps = True, 1, 20
     lines = status_lines(session, "60 fps", hint="hint")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_last_policy_of_a_run_is_exported_and_reported(run_folder: Path, tmp_path: Path, main, capsys) -> None:
     output = tmp_path / "exported"
     arguments = [str(run_folder), "--output", str(output), "--num-inference-steps", "2", "--batch", "1"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--noise-scale", "1e-6"]) == 0
     said = capsys.readouterr().out
     assert f"{run_folder / 'checkpoints' / 'step=0000002'}: DDPM in 2 steps" in said
     assert "largest difference of an action in px:\n  batch 1 " in said
@@ -65,6 +66,12 @@ def test_the_last_policy_of_a_run_is_exported_and_reported(run_folder: Path, tmp
     assert (about["source"], about["batch"]) == ("baseline/checkpoints/step=0000002", 1)
     assert max(about["action_range"]["high"]) > 600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported"]
+    # What runs it multiplies fresh noise by the scale, here so small that all chunks are the same.
+    assert about["noise_scale"] == 1e-6
+    runpy.run_path(str(output / "run_policy.py"), run_name="__main__")
+    chunks = [line.split("first actions: ")[1] for line in capsys.readouterr().out.splitlines() if " ms, " in line]
+    assert len(chunks) == 3
+    assert len(set(chunks)) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,7 @@ def test_the_last_policy_of_a_run_is_exported_and_reported(run_folder: Path, tmp
         (["--num-inference-steps", "0"], "num_inference_steps=0: choose 1 to 100"),
         (["--batch", "many"], "batch='many': choose dynamic or a number"),
         (["--batch", "-1"], "batch=-1"),
+        (["--noise-scale", "0"], "noise_scale=0.0: must be positive"),
         (["--device", "tpu"], "device='tpu': choose auto, cpu"),
         (["--output", "."], "exists and is no exported policy"),
     ],
