@@ -35,9 +35,9 @@ class InferenceCoupling:
             with, as it was at the end of training.
         known_only: ``warm`` compares over those actions only that the previous plan really has; noise of the repeated
             ones stays independent.
-        noise_scale: initial noise, chosen or not, is multiplied by it; below 1 samples lie nearer to the mean. What a
-            coupling chooses is shorter than N(0, I) (``KNN(k=2)`` on PushT: by 0.937), so this says what of a gain is
-            length.
+        noise_scale: initial noise, chosen or not, is multiplied by it; below 1 samples lie nearer to the mean, and at 0
+            a deterministic sampler has one plan for an observation. What a coupling chooses is shorter than N(0, I)
+            (``KNN(k=2)`` on PushT: by 0.937), so this says what of a gain is length.
     """
 
     mode: str = "none"
@@ -52,8 +52,8 @@ class InferenceCoupling:
                 raise ValueError(
                     f"inference_coupling.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
                 )
-        if not 0 < self.noise_scale < float("inf"):
-            raise ValueError(f"inference_coupling.noise_scale={self.noise_scale}: must be positive")
+        if not 0 <= self.noise_scale < float("inf"):
+            raise ValueError(f"inference_coupling.noise_scale={self.noise_scale}: must be 0 or more")
         if self.selection is not None:
             parse_coupling(self.selection)
 

@@ -102,6 +102,13 @@ def test_every_initial_noise_is_scaled(mode: str) -> None:
         torch.testing.assert_close(half, 0.5 * whole)
 
 
+def test_without_noise_an_observation_has_one_plan() -> None:
+    policy = small_policy()
+    settings = InferenceCoupling(noise_scale=0)
+    plans = [Planner(policy, [3, 4], noise_seed=s, inference_coupling=settings).act(observations(2)) for s in (0, 1)]
+    assert torch.equal(*plans)
+
+
 def test_known_only_leaves_the_repeated_actions_out(recorder: type[Recorder]) -> None:
     settings = InferenceCoupling("warm", "independent", known_only=True)
     planner = Planner(Spied.of(small_policy()), [3], inference_coupling=settings)
@@ -112,9 +119,9 @@ def test_known_only_leaves_the_repeated_actions_out(recorder: type[Recorder]) ->
     assert mask.flatten().tolist() == [True] * (HORIZON - EXECUTED) + [False] * EXECUTED
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("scale", [-1e-9, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_none_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match=f"noise_scale={scale}: must be positive"):
+    with pytest.raises(ValueError, match=f"noise_scale={scale}: must be 0 or more"):
         InferenceCoupling(noise_scale=scale)
 
 

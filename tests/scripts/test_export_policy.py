@@ -80,7 +80,7 @@ def test_the_last_policy_of_a_run_is_exported_and_reported(run_folder: Path, tmp
         (["--num-inference-steps", "0"], "num_inference_steps=0: choose 1 to 100"),
         (["--batch", "many"], "batch='many': choose dynamic or a number"),
         (["--batch", "-1"], "batch=-1"),
-        (["--noise-scale", "0"], "noise_scale=0.0: must be positive"),
+        (["--noise-scale", "-1"], "noise_scale=-1.0: must be 0 or more"),
         (["--device", "tpu"], "device='tpu': choose auto, cpu"),
         (["--output", "."], "exists and is no exported policy"),
     ],
