@@ -144,9 +144,11 @@ def test_the_first_chunk_of_warm_is_sampled_twice_and_two_pass_always_is(recorde
 
 
 def test_an_episodes_actions_do_not_depend_on_its_neighbours() -> None:
+    # By flow matching: DDIM's first step multiplies by 2,029 what batches of other sizes differ by in rounding.
+    policy = small_policy(objective={"name": "flow_matching"})
     for mode in ("warm", "two_pass"):
-        together = Planner(small_policy(), [4, 5, 6], inference_coupling=mode)
-        alone = Planner(small_policy(), [5], inference_coupling=mode)
+        together = Planner(policy, [4, 5, 6], inference_coupling=mode)
+        alone = Planner(policy, [5], inference_coupling=mode)
         seen = observations(3)
         together.act(seen)
         first = alone.act(seen[1:2])
