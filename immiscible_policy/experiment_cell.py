@@ -64,8 +64,9 @@ def possible(configs: Sequence[EvaluationConfig], coupling: str) -> list[Evaluat
         chooses = False
     else:
         chooses = not (isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1)
-    plain = [config.inference_coupling == "none" or config.selection is not None for config in configs]
-    return [config for config, is_plain in zip(configs, plain, strict=True) if chooses or is_plain]
+    if chooses:
+        return list(configs)
+    return [config for config in configs if config.inference_coupling == "none" or config.selection is not None]
 
 
 def evaluation_name(config: EvaluationConfig) -> str:

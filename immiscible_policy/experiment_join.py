@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
-from immiscible_policy.evaluation.results import RunResults, results_by_overrides
+from immiscible_policy.evaluation.results import INITIAL_NOISE, RunResults, results_by_overrides
 from immiscible_policy.experiment import Experiment, is_done
 from immiscible_policy.experiment_cell import Cell, possible
 
 # Settings that tell one evaluation's rows from another's, besides the initial states.
-_SETTINGS = (
-    "num_inference_steps",
-    "inference_coupling",
-    "selection",
-    "first_chunk",
-    "known_only",
-    "noise_scale",
-    "noise_seed",
-)
+_SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
 
 
 def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> dict[Path, RunResults]:

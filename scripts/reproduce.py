@@ -27,10 +27,8 @@ def main(cfg: DictConfig) -> None:
     results = [Path(path) for path in cfg.join]
     joined = find_joined(experiment, folder, results)
     if cfg.action == "run":
-        taken = set(joined) - (
-            {cell.folder for cell in incomplete(experiment, folder, joined)} if cfg.finish else set()
-        )
-        cells = [cell for cell in experiment.cells(folder) if cell.folder not in taken]
+        again = incomplete(experiment, folder, joined) if cfg.finish else []
+        cells = [cell for cell in experiment.cells(folder) if cell.folder not in joined or cell in again]
         done = Parallel(n_jobs=cfg.processes)(
             delayed(_work)(experiment, cells, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
         )

@@ -16,18 +16,10 @@ from immiscible_policy.files import complete_or_absent
 from immiscible_policy.training.metrics import read_metrics
 
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
+# What an evaluation chooses of the noise that sampling starts from.
+INITIAL_NOISE = ("inference_coupling", "selection", "first_chunk", "known_only", "noise_scale", "noise_seed")
 # How an episode came about: rows that agree in these, in the factors and in the seed of training are of one policy.
-SETTINGS = (
-    "num_inference_steps",
-    "sampler",
-    "inference_coupling",
-    "selection",
-    "first_chunk",
-    "known_only",
-    "noise_scale",
-    "noise_seed",
-    "mixed_precision",
-)
+SETTINGS = ("num_inference_steps", "sampler", *INITIAL_NOISE, "mixed_precision")
 # What is measured of a policy besides episodes, None where it is not.
 RUN_MEASUREMENTS = ("modes", "prior_gap")
 # What a run's summary tells.
@@ -43,6 +35,7 @@ class Results:
     """
 
     def __init__(self, table: pa.Table) -> None:
+        self.table = table
         self.columns: dict[str, np.ndarray] = {
             name: np.asarray(table.column(name).to_pylist(), dtype=object)
             if pa.types.is_dictionary(table.schema.field(name).type)
@@ -148,7 +141,7 @@ def collect_results(
     runs: list[dict[str, Any]] = []
     factors = list(cells[0][1]) if cells else []
     for folder, levels, seed in cells:
-        files = None if wanted is None else wanted.get(folder)
+        files = None if wanted is None else wanted[folder]
         found = (joined or {}).get(folder) or _read_cell(name, folder, files)
         runs.append({"levels": dict(levels), "seed": seed, **found.record})
         rows += [{**levels, "training_seed": seed, **row} for row in found.rows]
@@ -165,7 +158,7 @@ def results_by_overrides(path: Path) -> list[tuple[list[str], RunResults]]:
     results = load_results(path)
     if not all(run.get("overrides") for run in results.runs):
         raise ValueError(f"{path}: does not say what its runs were trained with; it was made by an earlier version")
-    table = pq.read_table(path).drop_columns([*results.factors, "training_seed"])
+    table = results.table.drop_columns([*results.factors, "training_seed"])
     found = []
     for run in results.runs:
         record = {name: value for name, value in run.items() if name not in ("levels", "seed")}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms, rule_scores
-from immiscible_policy.evaluation.results import Results
+from immiscible_policy.evaluation.results import INITIAL_NOISE, Results
 from immiscible_policy.evaluation.statistics import RULES
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t, paired_difference_t
 
@@ -221,8 +221,7 @@ def training_curves(
 def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Names and column values of the ways of inference that were evaluated."""
     chosen = results.where(kind="final", **values)
-    names = ("inference_coupling", "selection", "first_chunk", "known_only", "noise_scale", "noise_seed")
-    ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in names), strict=True))
+    ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in INITIAL_NOISE), strict=True))
     for way in ways:
         mode, selection, first, known, scale, noise_seed = way
         text = mode
@@ -232,7 +231,7 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
             text += " known only" if known else ""
         text += "" if scale == 1 else f" x {scale:g}"
         text += f" noise {noise_seed}" if noise_seed else ""
-        yield text, {"kind": "final", **values, **dict(zip(names, way, strict=True))}
+        yield text, {"kind": "final", **values, **dict(zip(INITIAL_NOISE, way, strict=True))}
 
 
 def _same_states(tables: Mapping[str, Scores]) -> dict[str, dict[int, np.ndarray]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up_cells import episode
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_figure import coverage_by_steps, single_variant
@@ -22,11 +23,6 @@ from immiscible_policy.evaluation.results_tables import (
 
 FIXED = {"observation": "keypoints"}
 STATES = range(100, 140)
-
-
-def episode(seed: int, coverage: float) -> dict[str, Any]:
-    scores = {"max_reward": coverage / 0.95, "max_coverage": coverage, "final_coverage": coverage / 2}
-    return {"seed": seed, **scores, "success": coverage > 0.95, "length": 300}
 
 
 def settings(inference: str, steps: int = 4) -> dict[str, Any]:

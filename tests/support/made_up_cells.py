@@ -10,9 +10,9 @@ from immiscible_policy.evaluation.results import write_evaluation
 from immiscible_policy.experiment import Cell, Experiment
 
 
-def episode(seed: int, score: float) -> dict[str, Any]:
-    scores = dict.fromkeys(("max_reward", "max_coverage", "final_coverage"), score)
-    return {"seed": seed, **scores, "success": False, "length": 300}
+def episode(seed: int, coverage: float) -> dict[str, Any]:
+    scores = {"max_reward": coverage / 0.95, "max_coverage": coverage, "final_coverage": coverage / 2}
+    return {"seed": seed, **scores, "success": coverage > 0.95, "length": 300}
 
 
 def _settings(config: EvaluationConfig) -> dict[str, Any]:
