@@ -11,11 +11,15 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from immiscible_policy import grid_run
+from immiscible_policy.data.replay import DataError
+from immiscible_policy.data.sources import load_demonstrations
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
+from immiscible_policy.evaluation.modes import demonstration_modes, replay_episodes
 from immiscible_policy.evaluation.results import RunResults, collect_results, reserved_names
 from immiscible_policy.experiment_cell import (
     SETTINGS,
@@ -202,6 +206,26 @@ def collect(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResul
         cell.folder: [cell.evaluation_file(config).name for config in experiment.evaluation_configs(cell)]
         for cell in cells
     }
-    collect_results(experiment.name, [(cell.folder, cell.levels, cell.seed) for cell in cells], path, wanted, joined)
+    places = [(cell.folder, cell.levels, cell.seed) for cell in cells]
+    collect_results(experiment.name, places, path, wanted, joined, _with_ways)
     write_json(folder / "experiment.json", {**asdict(experiment), "command": " ".join(["python", *sys.argv])})
     return path
+
+
+def _with_ways(demonstrations: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run's demonstrations with their ways round the block, where they can still be read."""
+    known = demonstrations.get("ways")
+    found = known or _ways(*(demonstrations[name] for name in ("path", "n_episodes", "n_steps")))
+    return {**demonstrations, "ways": found}
+
+
+@cache
+def _ways(path: str, n_episodes: int, n_steps: int) -> dict[str, Any] | None:
+    """First ways of all these demonstrations; None where they cannot be read, or are others by now."""
+    try:
+        replay = load_demonstrations(Path(path), ("state",), n_episodes)
+    except DataError:
+        return None
+    if replay.n_steps != n_steps or "state" not in replay.arrays:
+        return None
+    return demonstration_modes(replay_episodes(replay)).all.as_dict()

@@ -140,6 +140,8 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
         line["step"] for line in read_metrics(full.run_dir / "metrics.jsonl")
     ]
     tables = [load_results(collect(experiment, folder)) for folder in (whole, broken)]
+    ways = tables[0].runs[0]["demonstrations"]["ways"]["counts"]
+    assert sum(ways.values()) == 3  # the store's episodes
     for name in tables[0].columns:
         np.testing.assert_array_equal(tables[0].columns[name], tables[1].columns[name], name)
     written = [write_tables(folder / "results.parquet", folder) for folder in (whole, broken)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def collect_results(
     path: Path,
     wanted: Mapping[Path, Collection[str]] | None = None,
     joined: Mapping[Path, RunResults] | None = None,
+    describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Join the evaluations of cells, and the rollouts made while they trained, in one table at ``path``.
 
@@ -136,6 +137,7 @@ def collect_results(
         wanted: folder -> file names of the evaluations to take; all of them where it is None. A folder may hold others,
             made before an experiment was changed.
         joined: folder -> results that stand for what the folder holds, which need not be there.
+        describe: record of a run's demonstrations -> the same with whatever else is to be known of them.
     """
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
@@ -143,7 +145,9 @@ def collect_results(
     for folder, levels, seed in cells:
         files = None if wanted is None else wanted[folder]
         found = (joined or {}).get(folder) or _read_cell(name, folder, files)
-        runs.append({"levels": dict(levels), "seed": seed, **found.record})
+        demonstrations = found.record["demonstrations"]
+        described = {"demonstrations": describe(demonstrations)} if demonstrations else {}
+        runs.append({"levels": dict(levels), "seed": seed, **found.record, **described})
         rows += [{**levels, "training_seed": seed, **row} for row in found.rows]
     content = {"name": name, "factors": factors, "runs": runs}
     _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)

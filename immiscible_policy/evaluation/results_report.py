@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.evaluation.results import Results, load_results
+from immiscible_policy.evaluation.results_cells import Rows
 from immiscible_policy.evaluation.results_figure import coverage_by_level, coverage_by_steps, coverage_while_training
+from immiscible_policy.evaluation.results_modes import MODE_NOTE, mode_rows
 from immiscible_policy.evaluation.results_tables import (
     GAIN_NOTE,
     GAP_NOTE,
-    MODE_NOTE,
     NOTE,
     POOLED_NOTE,
     RULE_NOTE,
-    Rows,
+    WAYS_NOTE,
     coverage_rows,
     gain_rows,
     gap_rows,
-    mode_rows,
     pooled_rows,
     rules_rows,
 )
@@ -48,7 +48,7 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     combinations = _combinations(results, others)
     mixed = precision_note(results)
     kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
-        "coverage": (partial(coverage_rows, baseline=baseline), NOTE),
+        "coverage": (partial(coverage_rows, baseline=baseline), NOTE + WAYS_NOTE),
         "coupled_inference": (gain_rows, GAIN_NOTE),
         "rules": (rules_rows, RULE_NOTE),
         "modes": (mode_rows, MODE_NOTE),

@@ -1,6 +1,7 @@
 """The tidy table of an experiment, and the tables made from it, on made-up scores whose answers are known."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from made_up_cells import episode
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_figure import coverage_by_steps, single_variant
+from immiscible_policy.evaluation.results_modes import mode_rows
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.evaluation.results_tables import (
     coverage_rows,
     gain_rows,
     gap_rows,
-    mode_rows,
     pooled_rows,
     rules_rows,
     training_curves,
@@ -214,6 +215,38 @@ def test_curves_rules_and_modes(path: Path) -> None:
     _, modes = mode_rows(results, FIXED)
     assert modes[0]["entropy"]["mean"] == pytest.approx(0.51)
     assert modes[0]["n_seeds"] == 3
+
+
+def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    write_cell(folder, 0, 0.0, 0.0)
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    summary["demonstrations"] = {"path": "data/made_up.zarr", "n_episodes": 10, "n_steps": 50}
+    (folder / "run" / "summary.json").write_text(json.dumps(summary))
+    modes = json.loads((folder / "modes.json").read_text())
+    (folder / "modes.json").write_text(json.dumps({**modes, "settings": {"num_inference_steps": 4}}))
+    counts = {"clockwise": 3, "counter_clockwise": 5, "direct": 2, "none": 0}
+    split = {"mean": 0.375, "low": 0.14, "high": 0.69, "n": 8}
+    ways = {"counts": counts, "sides": {}, "p_clockwise": split}
+    cells = [(folder, {**FIXED, "coupling": "none"}, 0)]
+
+    def describe(demonstrations: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert demonstrations["path"] == "data/made_up.zarr"
+        return {**demonstrations, "ways": ways}
+
+    collect_results("made up", cells, tmp_path / "results.parquet", describe=describe)
+    results = load_results(tmp_path / "results.parquet")
+    rows, content = mode_rows(results, FIXED)
+    assert rows[1] == ["10 demonstrations", "", "37.5 [14.0, 69.0]", "", "", "20.0"]
+    assert content[0]["counts"] == counts
+    rows, content = coverage_rows(results, FIXED, "none")
+    assert {row[2]: row[-1] for row in rows[1:]} == {"none": "0.50", "warm": ""}  # measured from N(0, I) alone
+    assert [row["ways"] and row["ways"]["mean"] for row in content] == [0.5, None]
+    (folder / "modes.json").write_text(json.dumps({**modes, "settings": {"num_inference_steps": 16}}))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    results = load_results(tmp_path / "results.parquet")
+    assert [row[-1] for row in coverage_rows(results, FIXED, "none")[0][1:]] == ["", ""]  # of other sampling steps
+    assert [row[0] for row in mode_rows(results, FIXED)[0][1:]] == ["none"]
 
 
 def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Which way round the block the policies and the demonstrations of an experiment go, as rows of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from immiscible_policy.evaluation.results import Results
+from immiscible_policy.evaluation.results_cells import Rows, percent_cell, plain_cell
+from immiscible_policy.evaluation.statistics import Interval
+from immiscible_policy.evaluation.variance_components import TInterval, mean_t
+
+MODE_NOTE = (
+    "Which way round the block from mirror-symmetric starts. Entropy of the split per start in bits (1 is an even "
+    "split, 0 always the same way), Miller-Madow corrected; imbalance is |share - 1/2| per start. Means over training "
+    "seeds [95% t interval over them]; beside the imbalance what a fair coin would show. Demonstrations begin anywhere "
+    "and once in each place: theirs is the split over all of these [Wilson interval], not that of a start."
+)
+
+
+def mode_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """Which way round the block, for the demonstrations and every coupling."""
+    rows, content = [["coupling", "seeds", "clockwise", "entropy, bits", "imbalance (fair coin)", "direct"]], []
+    for coupling in results.levels("coupling", **fixed):
+        wanted = {**fixed, "coupling": coupling}
+        runs = results.runs_with("modes", **wanted)
+        measures = _mode_measures(runs)
+        if measures is None:
+            continue
+        fair = float(np.mean([run["modes"]["imbalance_fair"] for run in runs]))
+        cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
+        cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
+        rows.append([coupling, str(len(runs)), *cells])
+        content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
+    if content:
+        shown, numbers = _demonstration_rows(results, fixed)
+        rows[1:1], content[:0] = shown, numbers
+    return rows, content
+
+
+def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """The split of the demonstrations that these runs were trained on, without a head."""
+    rows, content = [], []
+    runs = results.runs_with("modes", **fixed)
+    different = {run["demonstrations"]["path"]: run["demonstrations"] for run in runs if run["demonstrations"]}
+    for record in different.values():
+        ways = record.get("ways")
+        if not ways:
+            continue
+        split, counts = Interval(**ways["p_clockwise"], level=0.95), ways["counts"]
+        direct = 100 * counts["direct"] / sum(counts.values())
+        name = f"{sum(counts.values())} demonstrations"
+        rows.append([name, "", percent_cell(split), "", "", f"{direct:.1f}"])
+        content.append({**fixed, "demonstrations": record["path"], **ways})
+    return rows, content
+
+
+def _mode_measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, TInterval] | None:
+    """Means over training runs; None where there are none, or where a policy goes round from no start."""
+    names = ("p_clockwise", "entropy", "imbalance", "direct")
+    means = {name: np.array([[run["modes"][name]["mean"]] for run in runs], float) for name in names}
+    if not runs or any(np.isnan(values).any() for values in means.values()):
+        return None
+    return {name: mean_t(values) for name, values in means.items()}
+
+
+def ways_entropy(results: Results, levels: dict[str, Any], steps: int) -> TInterval | None:
+    """Entropy of the way round of policies sampled from N(0, I) in so many steps, where all of it was measured so."""
+    runs = results.runs_with("modes", **levels)
+    measures = _mode_measures([run for run in runs if _mode_steps(run) == steps])
+    return None if measures is None else measures["entropy"]
+
+
+def _mode_steps(run: Mapping[str, Any]) -> int | None:
+    return run["modes"].get("settings", {}).get("num_inference_steps")
