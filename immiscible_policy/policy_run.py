@@ -19,6 +19,7 @@ from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy.coupling_fit import fit_coupling
 from immiscible_policy.policy_data import PolicyData, load_data
 from immiscible_policy.run_setup import begin_run, fit, is_main_process, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
@@ -84,7 +85,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     for settings in (rollout_config.noise_selection(), final_config.noise_selection()):
         if settings.mode != "none":
             settings.coupling_for(policy)  # which refuses before training what evaluations could not do
-    _fit_coupling(coupling, policy, data.train)
+    fit_coupling(coupling, policy, data.train)
     keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))
     run_dir = prepare_run_dir(run_dir, cfg.device)
@@ -148,21 +149,6 @@ def _draw_report(run_dir: Path) -> None:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"warning: no report.html ({reason}); try again with scripts/report.py {run_dir}", file=sys.stderr)
-
-
-def _fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWindows) -> None:
-    """Show the coupling all it will pair, where it has anything to learn from that."""
-    coupling.fit_size(len(windows))
-    if not coupling.fit_uses:
-        return
-    with torch.no_grad():
-        # In parts: all pictures of all windows at once would be gigabytes.
-        parts = []
-        for indices in torch.arange(len(windows)).split(1024):
-            batch = {name: value.to(policy.device) for name, value in windows.batch(indices).items()}
-            parts.append(policy.coupling_inputs(batch)[:2])
-        actions, observations = (torch.cat(part) for part in zip(*parts, strict=True))
-        coupling.fit(actions * policy.objective.data_scale, observations)
 
 
 def last_policy_folder(folder: Path) -> Path:

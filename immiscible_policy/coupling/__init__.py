@@ -17,6 +17,7 @@ from immiscible_policy.coupling.knn import KNN
 from immiscible_policy.coupling.linear_assignment import LinearAssignment
 from immiscible_policy.coupling.mixture import Mixture
 from immiscible_policy.coupling.prefetch import prefetch
+from immiscible_policy.coupling.residual import Residual
 from immiscible_policy.coupling.seed_cache import SeedCache
 from immiscible_policy.coupling.sinkhorn import Sinkhorn
 from immiscible_policy.coupling.warmup import Warmup
@@ -29,6 +30,7 @@ __all__ = [
     "Independent",
     "LinearAssignment",
     "Mixture",
+    "Residual",
     "SeedCache",
     "Sinkhorn",
     "Source",

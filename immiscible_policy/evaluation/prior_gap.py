@@ -19,6 +19,7 @@ from immiscible_policy.coupling.skew import predicted_data
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.data.windows import ActionWindows
 from immiscible_policy.policy import DiffusionPolicy
+from immiscible_policy.policy.coupling_fit import fit_coupling
 from immiscible_policy.training.precision import autocast, resolve_precision
 
 
@@ -109,7 +110,9 @@ def measure_prior_gap(
 
     prior = error(Independent())
     try:
-        coupling = parse_coupling(text).at_inference()
+        coupling = parse_coupling(text)
+        fit_coupling(coupling, policy, training)
+        coupling = coupling.at_inference()
     except ValueError:
         return PriorGap(text, prior)
     shift, power = _training_noise(policy, training, coupling, batch_size, torch.Generator().manual_seed(seed))

@@ -1,0 +1,136 @@
+"""What a condition tells of the data: a regression, fitted once to the data set and evaluated in every batch.
+
+Class means for labels; for vectors a ridge regression on their entries and on random Fourier features of them (Rahimi
+and Recht, "Random Features for Large-Scale Kernel Machines", NeurIPS 2007), which stands for that with a Gaussian
+kernel. Length scale and ridge are those with the least error on blocks of the data set that were left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.coupling._checks import flat_rows
+from immiscible_policy.coupling.skew import is_labels
+
+Fitted = dict[str, Tensor]
+"""``mean`` (D,) of the data; with labels also ``labels`` (K,) and their ``means`` (K, D); with vectors of P entries
+``centre`` and ``inverse_scale`` (P,), ``frequencies`` (P, F), ``phases`` (F,), ``feature_means`` (P + F,) and
+``weights`` (P + F, D)."""
+
+KINDS = ({"mean"}, {"mean", "labels", "means"})
+VECTOR_KIND = {"mean", "centre", "inverse_scale", "frequencies", "phases", "feature_means", "weights"}
+
+_LENGTHS = (0.25, 0.5, 1.0)  # times the median distance of two conditions
+_RIDGES = (1e-5, 1e-4, 1e-3)
+_BLOCKS, _FOLDS = 20, 5  # neighbours in a trajectory, which stand side by side, are left out together
+_FEWEST = 100  # data, below which nothing is left out and the smoothest settings are taken
+
+
+def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed: int) -> Fitted:
+    """Fit the data to the condition.
+
+    Args:
+        data: (N, ...) floats. condition: (N, ...) vectors, (N,) labels, or None for the mean alone.
+        n_features: F, random Fourier features of vectors; 0 is linear regression.
+        seed: of these.
+
+    Raises:
+        ValueError: data or condition are not finite.
+    """
+    x = flat_rows(data.detach(), torch.float64)
+    _require_finite("data", x)
+    mean = x.mean(0)
+    if condition is None:
+        return {"mean": mean.float()}
+    if is_labels(condition):
+        labels, classes, counts = torch.unique(condition, return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(labels), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, classes, x)
+        return {"mean": mean.float(), "labels": labels, "means": (sums / counts[:, None]).float()}
+    c = flat_rows(condition.detach(), torch.float64)
+    _require_finite("condition", c)
+    return {"mean": mean.float(), **_fit_vectors(x - mean, c, n_features, seed)}
+
+
+def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) -> Tensor:
+    """The data (B, D) that the condition predicts, float32. Labels that were not fitted predict the mean.
+
+    Raises:
+        ValueError: the condition is not of the kind that was fitted.
+    """
+    if "labels" in fitted:
+        if condition is None or not is_labels(condition):
+            raise ValueError(f"condition must be (B,) labels, as Residual was fitted with, got {_kind(condition)}")
+        place = torch.searchsorted(fitted["labels"], condition).clamp_max(len(fitted["labels"]) - 1)
+        known = fitted["labels"][place] == condition
+        return torch.where(known[:, None], fitted["means"][place], fitted["mean"])
+    if "weights" in fitted:
+        if condition is None or is_labels(condition) or condition[0].numel() != len(fitted["centre"]):
+            raise ValueError(
+                f"condition must be of the {len(fitted['centre'])} entries a row that Residual was fitted with, got "
+                f"{_kind(condition)}"
+            )
+        rows = flat_rows(condition.detach(), torch.float32)
+        return fitted["mean"] + (_features(rows, fitted) - fitted["feature_means"]) @ fitted["weights"]
+    return fitted["mean"].expand(batch, -1)
+
+
+def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int) -> Fitted:
+    """The part of a fit about vectors, of centred data (N, D) and conditions (N, P)."""
+    n, entries = c.shape
+    centre, scale = c.mean(0), c.std(0, unbiased=False)
+    varies = scale > 1e-9 * (1 + centre.abs())
+    inverse = torch.where(varies, 1 / scale.clamp_min(torch.finfo(c.dtype).tiny), 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    frequencies = torch.randn(entries, n_features, generator=generator, dtype=torch.float64).to(c.device)
+    phases = (2 * math.pi * torch.rand(n_features, generator=generator, dtype=torch.float64)).to(c.device)
+    some = ((c - centre) * inverse)[:: max(1, n // 1000)]
+    distances = torch.nn.functional.pdist(some)
+    typical = float(distances.median()) if len(distances) else 0.0
+    shared = {"centre": centre, "inverse_scale": inverse, "phases": phases}
+    # Where the conditions are all the same there is nothing to tell them by.
+    lengths = _LENGTHS if typical > 0 and n_features else (1.0,)
+    candidates = [{**shared, "frequencies": frequencies / (length * (typical or 1.0))} for length in lengths]
+    held_out = (torch.arange(n, device=c.device) * _BLOCKS // n) % _FOLDS == _FOLDS // 2
+    best, settings = math.inf, (candidates[-1], _RIDGES[-1])
+    for candidate in candidates if n >= _FEWEST else ():
+        features = _features(c, candidate)
+        for ridge, weights in zip(_RIDGES, _solutions(features[~held_out], x[~held_out], _RIDGES), strict=True):
+            mean = features[~held_out].mean(0)
+            error = float((x[held_out] - (features[held_out] - mean) @ weights).square().mean())
+            if error < best:
+                best, settings = error, (candidate, ridge)
+    candidate, ridge = settings
+    features = _features(c, candidate)
+    (weights,) = _solutions(features, x, (ridge,))
+    fitted = {**candidate, "feature_means": features.mean(0), "weights": weights}
+    return {name: value.float() for name, value in fitted.items()}
+
+
+def _features(c: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+    """(N, P + F) of conditions (N, P): their standardised entries, and random Fourier features of squared sum 1."""
+    z = (c - fitted["centre"]) * fitted["inverse_scale"]
+    n_features = fitted["frequencies"].shape[1]
+    waves = torch.cos(z @ fitted["frequencies"] + fitted["phases"])
+    return torch.cat([z, waves * math.sqrt(2 / max(1, n_features))], dim=1)
+
+
+def _solutions(features: Tensor, x: Tensor, ridges: tuple[float, ...]) -> list[Tensor]:
+    """(P + F, D) weights of the centred features for each ridge."""
+    centred = features - features.mean(0)
+    gram, moments = centred.T @ centred / len(x), centred.T @ x / len(x)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return [torch.linalg.solve(gram + ridge * identity, moments) for ridge in ridges]
+
+
+def _require_finite(name: str, rows: Tensor) -> None:
+    bad = int((~torch.isfinite(rows)).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {rows.numel()} entries")
+
+
+def _kind(condition: Tensor | None) -> str:
+    return "None" if condition is None else f"{condition.dtype} of shape {tuple(condition.shape)}"
