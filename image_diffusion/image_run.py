@@ -197,6 +197,8 @@ def _test_source(source: ImageSource, at_most: int | None) -> ImageSource:
 def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset, device: str) -> None:
     """Tell a coupling the size of the data set and show it what it asks for, which for most is nothing.
 
+    It is shown the labels where training shows them, too: of conditional models.
+
     Args:
         device: to encode images on.
     """
@@ -204,7 +206,7 @@ def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset, dev
     if not coupling.fit_uses:
         return
     chosen = torch.linspace(0, len(data) - 1, min(len(data), FIT_IMAGES)).long().unique().to(data.device)
-    labels = None if data.labels is None else data.labels[chosen].to(device)
+    labels = None if data.labels is None or model.n_classes is None else data.labels[chosen].to(device)
     shown = torch.empty(len(chosen), 0, device=device)  # stands for data that is not looked at
     if "data" in coupling.fit_uses:
         parts = [model.encode(data.batch(part)["image"].to(device)) for part in chosen.split(1024)]

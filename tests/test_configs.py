@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from immiscible_policy.cli import CONFIG_DIR
-from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Warmup
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Residual, Warmup
 from immiscible_policy.data.sources import DemonstratorSet
 from immiscible_policy.diffusion import build_objective
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
@@ -112,6 +112,7 @@ def test_the_image_preset_is_for_a_small_machine() -> None:
             ["coupling=mixture", "coupling@coupling.coupling=assignment", "coupling.p=[0,1]"],
             Mixture(LinearAssignment(), p=(0, 1)),
         ),
+        (["coupling=residual"], Residual(KNN(k=2, metric="inner"))),
         (["coupling=warmup", "coupling.start=5"], Warmup(KNN(k=2), start=5)),
         (
             ["coupling=warmup", "k=8", "coupling.start=0", "coupling.anneal_to={k: 1}", "coupling.anneal_over=9"],

@@ -79,7 +79,7 @@ def measure_prior_gap(
 
     Args:
         policy: in evaluation mode; ``policy.coupling`` names the coupling.
-        training: windows that the noise is measured on, all of them.
+        training: windows that the noise is measured on, all of them; the coupling is fitted to them as in training.
         held_out: windows of the demonstrations that the actions are compared on.
         n_windows: of these, evenly spaced.
         n_samples: of each window from either noise, at least 2.

@@ -166,17 +166,24 @@ class Watching(Independent):
         self.seen["n"] = n_data
 
 
-@pytest.mark.parametrize("wants", [{"data", "condition"}, {"condition"}])
-def test_a_coupling_is_shown_what_it_asks_for(wants: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wants", "conditional"), [({"data", "condition"}, True), ({"condition"}, True), ({"data", "condition"}, False)]
+)
+def test_a_coupling_is_shown_what_it_asks_for(
+    wants: set[str], conditional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = encoding(monkeypatch)
     monkeypatch.setattr(image_run, "FIT_IMAGES", 10)
-    cfg = composed("train_image", *TINY, "objective.data_scale=2")
+    cfg = composed("train_image", *TINY, "objective.data_scale=2", f"model.class_conditional={conditional}")
     data = load_images(ImageSource.from_config(plain_settings(cfg.dataset)))
     coupling = Watching(wants=frozenset(wants))
     image_run._fit_coupling(Mixture(coupling), build_image_model(cfg, data), data, "cpu")
     chosen = torch.linspace(0, 39, 10).long()
     assert coupling.seen["n"] == 40
-    assert torch.equal(coupling.seen["condition"], data.labels[chosen])  # type: ignore[index]
+    if conditional:
+        assert torch.equal(coupling.seen["condition"], data.labels[chosen])  # type: ignore[index]
+    else:
+        assert coupling.seen["condition"] is None  # as calls while training
     if "data" in wants:
         torch.testing.assert_close(coupling.seen["data"], 2 * (data.batch(chosen)["image"] / 127.5 - 1))
     else:

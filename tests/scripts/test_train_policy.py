@@ -101,6 +101,7 @@ def test_a_run_leaves_everything_behind(run_script, store: Path, tmp_path: Path,
         ("coupling=seed_cache", "coupling.n_caches=2", "coupling.resample_every=1"),
         ("coupling=assignment_c2ot",),
         ("coupling=assignment_clusters", "coupling.condition_weight.n_clusters=4"),
+        ("coupling=residual",),
     ],
     ids=lambda coupling: coupling[0],
 )
