@@ -22,6 +22,7 @@ from immiscible_policy.evaluation.statistics import (
     _checked,
     bootstrap_mean,
     hierarchical_bootstrap_mean,
+    resample_counts,
 )
 
 Unit = Literal["runs", "episodes"]
@@ -129,8 +130,7 @@ def _resampled(rng: np.random.Generator, table: np.ndarray, unit: Unit, size: in
 def _column_resampled(rng: np.random.Generator, table: np.ndarray, size: int) -> np.ndarray:
     """(size, n_seeds) means of all rows over columns drawn with replacement, the same columns for all rows."""
     n_episodes = table.shape[1]
-    counts = rng.multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), size=size)
-    return counts @ table.T / n_episodes
+    return resample_counts(rng, n_episodes, size) @ table.T / n_episodes
 
 
 def _drawn(rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:

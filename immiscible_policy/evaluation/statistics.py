@@ -238,22 +238,29 @@ def max_score(scores: ArrayLike) -> RuleScore:
     return RuleScore(float(points.max()), len(points), "max_score")
 
 
+def resample_counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+    """(size, n) float64: how often each of n things is drawn in n draws with replacement.
+
+    What ``rng.multinomial`` draws, in a sixth of its time for hundreds of things.
+    """
+    drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
 def _crossed_means(rng: np.random.Generator, table: np.ndarray, size: int) -> np.ndarray:
     """(size,) means of tables whose rows and columns are each drawn with replacement."""
     n_seeds, n_episodes = table.shape
-    rows = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=size)
-    columns = rng.multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), size=size)
+    rows, columns = resample_counts(rng, n_seeds, size), resample_counts(rng, n_episodes, size)
     return ((rows @ table) * columns).sum(axis=1) / table.size
 
 
 def _nested_means(rng: np.random.Generator, table: np.ndarray, size: int) -> np.ndarray:
     """(size,) means where rows are drawn with replacement, and each drawn row's entries again."""
     n_seeds, n_episodes = table.shape
-    uniform = np.full(n_episodes, 1 / n_episodes)
     total = np.zeros(size)
     for _ in range(n_seeds):
         drawn = table[rng.integers(n_seeds, size=size)]
-        total += (drawn * rng.multinomial(n_episodes, uniform, size=size)).sum(axis=1)
+        total += (drawn * resample_counts(rng, n_episodes, size)).sum(axis=1)
     return total / table.size
 
 

@@ -16,6 +16,7 @@ from immiscible_policy.evaluation.statistics import (
     last_k_mean,
     max_score,
     paired_difference,
+    resample_counts,
     success_interval,
 )
 
@@ -325,3 +326,14 @@ def test_bad_rule_arguments_are_refused():
         k_min_train_loss_mean(SCORES, LOSSES, k=-1)
     with pytest.raises(ValueError, match="must have one length, got 6 and 5"):
         k_min_train_loss_mean(SCORES, LOSSES[:5])
+
+
+def test_counts_of_a_resample_are_multinomial() -> None:
+    n, size = 6, 40_000
+    counts = resample_counts(np.random.default_rng(0), n, size)
+    assert counts.shape == (size, n)
+    np.testing.assert_array_equal(counts.sum(axis=1), n)
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=5 * math.sqrt((1 - 1 / n) / size))
+    covariance = np.cov(counts.T)
+    expected = np.eye(n) - 1 / n  # of n draws among n things: n (1/n) (1 - 1/n) on the diagonal, -n/n^2 beside it
+    np.testing.assert_allclose(covariance, expected, atol=0.03)
