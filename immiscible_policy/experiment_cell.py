@@ -19,6 +19,7 @@ from immiscible_policy.coupling import Independent
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.modes import count_modes
+from immiscible_policy.evaluation.modes_figure import plot_modes
 from immiscible_policy.evaluation.modes_rollout import roll_policy
 from immiscible_policy.evaluation.prior_gap import measure_prior_gap
 from immiscible_policy.evaluation.results import write_evaluation
@@ -97,9 +98,10 @@ def measure_cell(cell: Cell, name: str, settings: Mapping[str, int], device: str
 
 
 def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
-    """Which way round the block the policy goes from symmetric starts."""
-    goal = policy.task.get("goal_pose")  # policies that were saved before tasks named it have the standard one
-    starts = symmetric_starts(settings.get("n_starts", 16), seed=0, goal_pose=tuple(goal or GOAL_POSE))
+    """Which way round the block the policy goes from symmetric starts, with ``modes.png`` of the first of them."""
+    # Policies that were saved before tasks named their goal have the standard one.
+    goal = tuple(policy.task.get("goal_pose") or GOAL_POSE)
+    starts = symmetric_starts(settings.get("n_starts", 16), seed=0, goal_pose=goal)
     trajectories = roll_policy(
         policy,
         starts,
@@ -108,6 +110,8 @@ def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int
         num_inference_steps=settings.get("num_inference_steps"),
         precision=resolve_precision("auto", str(policy.device)),
     )
+    shown = range(min(4, len(starts)))
+    plot_modes({cell.levels["coupling"]: trajectories}, cell.folder / "modes.png", shown, goal_pose=goal)
     return count_modes(trajectories).as_dict()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from immiscible_policy import grid_run
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
+from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, status, work_off
@@ -142,6 +143,8 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     tables = [load_results(collect(experiment, folder)) for folder in (whole, broken)]
     ways = tables[0].runs[0]["demonstrations"]["ways"]["counts"]
     assert sum(ways.values()) == 3  # the store's episodes
+    assert all((cell.folder / "modes.png").is_file() for cell in experiment.cells(broken))
+    assert write_report(broken).path.read_text().count("<h3>ways round the block, keypoints-") == 2
     for name in tables[0].columns:
         np.testing.assert_array_equal(tables[0].columns[name], tables[1].columns[name], name)
     written = [write_tables(folder / "results.parquet", folder) for folder in (whole, broken)]

@@ -95,11 +95,6 @@ class ModeCounts:
     direct: Interval
     none: Interval
 
-    HEADER = (
-        "| policy | starts x repeats | clockwise | entropy, bits | of a fair coin, uncorrected / this | imbalance "
-        "(fair coin) | direct | no contact |\n|---|---|---|---|---|---|---|---|"
-    )
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON; NaN is left to the writer."""
         measures = {name: _plain(getattr(self, name)) for name in DEFINITIONS}
@@ -107,20 +102,6 @@ class ModeCounts:
         per_start = [dict(zip(MODES, row, strict=True)) for row in self.counts.tolist()]
         settings = {"n_starts": n_starts, "n_repeats": n_repeats, "direct_angle": self.direct_angle}
         return {**measures, **settings, "sides": self.sides, "per_start": per_start, "definitions": DEFINITIONS}
-
-    def markdown_row(self, name: str) -> str:
-        """A row of the table that ``HEADER`` begins."""
-        cells = [
-            name,
-            f"{len(self.counts)} x {int(self.counts[0].sum())}",
-            _percent(self.p_clockwise),
-            _cell(self.entropy),
-            f"{self.entropy_plug_in_fair:.2f} / {self.entropy_plug_in:.2f}",
-            f"{_cell(self.imbalance)} ({self.imbalance_fair:.2f})",
-            _percent(self.direct),
-            _percent(self.none),
-        ]
-        return f"| {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
@@ -152,11 +133,6 @@ class DemonstrationModes:
     overlapping: int
     tolerance: tuple[float, float]
 
-    HEADER = (
-        "| demonstrations | episodes | clockwise / counter-clockwise / direct / no contact | share clockwise | near "
-        "symmetric |\n|---|---|---|---|---|"
-    )
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -165,13 +141,6 @@ class DemonstrationModes:
             "overlapping": self.overlapping,
             "tolerance": {"pixels": self.tolerance[0], "radians": self.tolerance[1]},
         }
-
-    def markdown_row(self, name: str) -> str:
-        """A row of the table that ``HEADER`` begins."""
-        near = self.near_symmetric.counts
-        counts = " / ".join(str(self.all.counts[mode]) for mode in MODES)
-        few = f"{near['clockwise']} / {near['counter_clockwise']} of {sum(near.values())}"
-        return f"| {name} | {sum(self.all.counts.values())} | {counts} | {_percent(self.all.p_clockwise)} | {few} |"
 
 
 def count_modes(trajectories: Trajectories, direct: float = DIRECT) -> ModeCounts:
@@ -268,11 +237,3 @@ def _plain(value: Interval | float) -> Any:
     if isinstance(value, Interval):
         return {"mean": value.mean, "low": value.low, "high": value.high, "n": value.n}
     return value
-
-
-def _cell(interval: Interval) -> str:
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.mean:.0f}% [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

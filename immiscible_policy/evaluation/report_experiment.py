@@ -1,7 +1,7 @@
 """What the report of an experiment shows, for ``report_templates/experiment.html.jinja``."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
     """
     runs = [read_run(path) for path in find_runs(folder)]
     pictures = [_picture(media, folder, path) for path in sorted(folder.glob("figures/**/*.png"))]
+    pictures += [
+        media.item(str(path.relative_to(folder)), f"ways round the block, {path.parent.name}")
+        for path in _of_first_seeds(folder.glob("cells/*/modes.png"))
+    ]
     tables = [_markdown_file(media, folder, path) for path in sorted(folder.glob("tables/**/*.md"))]
     if not (runs or pictures or tables):
         raise ValueError(f"{folder}: neither a run folder nor one that holds runs, figures/*.png or tables/*.md")
@@ -62,6 +66,14 @@ def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
     }
     problems = [f"{run.folder.relative_to(folder)}: {text}" for run in runs for text in run.problems]
     return {**context, "problems": problems + media.problems}  # last: all of the above may add to them
+
+
+def _of_first_seeds(paths: Iterable[Path]) -> list[Path]:
+    """Of files in cells' folders, ``<levels>-seed<n>``, one for all levels."""
+    first: dict[str, Path] = {}
+    for path in sorted(paths):
+        first.setdefault(path.parent.name.rpartition("-seed")[0], path)
+    return list(first.values())
 
 
 def _run_row(run: RunRecord, label: str, folder: Path) -> dict[str, Any]:
