@@ -1,4 +1,4 @@
-"""Figures of an experiment: coverage while training, over sampling steps, and over the levels of a factor."""
+"""Figures of an experiment: coverage while training, over sampling steps, over a factor, and by what may explain it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import Results
@@ -136,6 +137,75 @@ def coverage_by_level(results: Results, factor: str, fixed: dict[str, Any], path
     axes.legend(fontsize=7, loc="lower right")
     save_figure(figure, path, dpi=140)
     return True
+
+
+def coverage_by_gap(results: Results, fixed: dict[str, Any], path: Path) -> bool:
+    """Max coverage, sampled from N(0, I), against what the coupling did to the noise and against the actions' spread.
+
+    A point is a training run; the measures are those of ``evaluation.prior_gap``. Coverage is that of the most sampling
+    steps that all these runs were evaluated with. Titles give Spearman's rank correlation over the runs.
+
+    Returns:
+        whether there was anything to draw: runs of at least two couplings.
+    """
+    couplings = [name for name in results.levels("coupling", **fixed) if _gap_runs(results, fixed, name)]
+    if len(couplings) < 2:
+        return False
+    plain = {**fixed, "kind": "final", "inference_coupling": "none"}
+    runs = {name: _gap_runs(results, fixed, name) for name in couplings}
+    counts = set.intersection(
+        *(
+            set(results.levels("num_inference_steps", **plain, coupling=name, training_seed=run["seed"]))
+            for name in couplings
+            for run in runs[name]
+        )
+    )
+    if not counts:
+        return False
+    plain["num_inference_steps"] = max(counts)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    labels = ("shift of the training noise, sd", "spread of actions from N(0, I), pixels")
+    for axes, label, measure in zip(panels, labels, (_shift, _spread), strict=True):
+        every: list[tuple[float, float]] = []
+        for index, name in enumerate(couplings):
+            values = single_variant(results, {**plain, "coupling": name})
+            scores = results.scores("max_coverage", **values)
+            points = [
+                (found, 100 * float(np.mean(list(scores[run["seed"]].values()))))
+                for run in runs[name]
+                if (found := measure(run)) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", markersize=5, label=name)
+            every += points
+        axes.set_title(_rank_correlation(every), fontsize=9)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"max coverage, %, {plain['num_inference_steps']} sampling steps")
+    handles, names = panels[1].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, loc="outside right upper")
+    save_figure(figure, path, dpi=140)
+    return True
+
+
+def _gap_runs(results: Results, fixed: dict[str, Any], coupling: str) -> list[dict[str, Any]]:
+    return results.runs_with("prior_gap", **fixed, coupling=coupling)
+
+
+def _rank_correlation(points: Sequence[tuple[float, float]]) -> str:
+    runs = f"{len(points)} runs"
+    if any(len(set(values)) < 2 for values in zip(*points, strict=True)):
+        return runs  # of equal values there is none
+    return f"rank correlation {spearmanr(*zip(*points, strict=True)).statistic:+.2f}, {runs}"
+
+
+def _shift(run: dict[str, Any]) -> float | None:
+    return run["prior_gap"]["shift"]
+
+
+def _spread(run: dict[str, Any]) -> float | None:
+    return run["prior_gap"]["prior"]["spread"]
 
 
 def _ways(results: Results, values: dict[str, Any]) -> list[tuple[str, str | None]]:

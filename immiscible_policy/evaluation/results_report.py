@@ -10,7 +10,12 @@ from typing import Any
 
 from immiscible_policy.evaluation.results import Results, load_results
 from immiscible_policy.evaluation.results_cells import Rows
-from immiscible_policy.evaluation.results_figure import coverage_by_level, coverage_by_steps, coverage_while_training
+from immiscible_policy.evaluation.results_figure import (
+    coverage_by_gap,
+    coverage_by_level,
+    coverage_by_steps,
+    coverage_while_training,
+)
 from immiscible_policy.evaluation.results_modes import MODE_NOTE, mode_rows
 from immiscible_policy.evaluation.results_tables import (
     GAIN_NOTE,
@@ -80,7 +85,8 @@ def _write_figures(
     drawn: dict[Path, bool] = {}
     for fixed in _combinations(results, others):
         stem = "-".join(map(str, fixed.values())) or "all"
-        training, steps = (folder / f"{name}-{stem}.png" for name in ("training", "sampling_steps"))
+        training, steps, gap = (folder / f"{name}-{stem}.png" for name in ("training", "sampling_steps", "prior_gap"))
+        drawn[gap] = coverage_by_gap(results, fixed, gap)
         drawn[training] = coverage_while_training(results, fixed, training)
         drawn[steps] = coverage_by_steps(results, fixed, baseline, steps)
     for factor in varied:
@@ -99,7 +105,7 @@ def _combinations(results: Results, factors: Sequence[str]) -> list[dict[str, An
 def _patterns(kinds: Sequence[str]) -> list[str]:
     """Of the files that ``write_tables`` writes."""
     tables = [f"tables/{name}.{suffix}" for name in kinds for suffix in ("md", "tex", "json")]
-    return [*tables, *(f"figures/{name}-*.png" for name in ("training", "sampling_steps", "coverage_by"))]
+    return [*tables, *(f"figures/{name}-*.png" for name in ("training", "sampling_steps", "prior_gap", "coverage_by"))]
 
 
 def _with_factors(parts: Sequence[tuple[dict[str, Any], Rows]], varied: Sequence[str]) -> Rows:

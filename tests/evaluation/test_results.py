@@ -10,7 +10,7 @@ import pytest
 from made_up_cells import episode
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
-from immiscible_policy.evaluation.results_figure import coverage_by_steps, single_variant
+from immiscible_policy.evaluation.results_figure import coverage_by_gap, coverage_by_steps, single_variant
 from immiscible_policy.evaluation.results_modes import mode_rows
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.evaluation.results_tables import (
@@ -215,6 +215,33 @@ def test_curves_rules_and_modes(path: Path) -> None:
     _, modes = mode_rows(results, FIXED)
     assert modes[0]["entropy"]["mean"] == pytest.approx(0.51)
     assert modes[0]["n_seeds"] == 3
+
+
+def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
+    )
+    results = load_results(path)
+    for run in results.runs:  # the worse arm shifts the noise, and spreads more the worse it is
+        run["prior_gap"]["shift"] = 0.5 if run["levels"]["coupling"] == "knn" else 0.0
+        scores = results.scores(
+            "max_coverage", kind="final", inference_coupling="none", coupling=run["levels"]["coupling"]
+        )
+        run["prior_gap"]["prior"]["spread"] = 1 - float(np.mean(list(scores[run["seed"]].values())))
+    assert coverage_by_gap(results, FIXED, tmp_path / "gap.png")
+    shift, spread = drawn[0].axes
+    assert spread.get_title() == "rank correlation -1.00, 6 runs"
+    assert "rank correlation -0.88" in shift.get_title()  # ties within the arms
+    assert [line.get_label() for line in spread.lines] == ["none", "knn"]
+    x, y = spread.lines[1].get_data()
+    np.testing.assert_allclose(np.asarray(y) / 100, 1 - np.asarray(x), rtol=1e-6)
+    for run in results.runs:
+        run["prior_gap"]["shift"] = 0.0
+    assert coverage_by_gap(results, FIXED, tmp_path / "gap.png")
+    assert drawn[1].axes[0].get_title() == "6 runs"
+    results.runs = [run for run in results.runs if run["levels"]["coupling"] == "none"]
+    assert not coverage_by_gap(results, FIXED, tmp_path / "gap.png")  # nothing to compare
 
 
 def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -> None:
