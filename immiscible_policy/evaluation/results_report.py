@@ -20,6 +20,7 @@ from immiscible_policy.evaluation.results_modes import MODE_NOTE, mode_rows
 from immiscible_policy.evaluation.results_tables import (
     GAIN_NOTE,
     GAP_NOTE,
+    LEVEL_NOTE,
     NOTE,
     POOLED_NOTE,
     RULE_NOTE,
@@ -27,6 +28,7 @@ from immiscible_policy.evaluation.results_tables import (
     coverage_rows,
     gain_rows,
     gap_rows,
+    level_rows,
     pooled_rows,
     rules_rows,
 )
@@ -67,11 +69,17 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
         evaluated = [fixed for fixed in combinations if results.where(kind="final", **fixed).any()]
         note = POOLED_NOTE.format(factors=", ".join(varied))
         tables["pooled"] = (pooled_rows(results, evaluated, baseline), note)
+        parts = [
+            (fixed, level_rows(results, name, fixed, baseline))
+            for name in varied
+            for fixed in _combinations(results, [other for other in others if other != name])
+        ]
+        tables["levels"] = (_with_factors(parts, []), LEVEL_NOTE)
     for name, ((rows, content), note) in tables.items():
         if len(rows) > 1:
             written += write_table(folder / "tables", name, rows, content, note + mixed)
     written += _write_figures(results, folder / "figures", others, varied, baseline)
-    for path in [file for pattern in _patterns([*kinds, "pooled"]) for file in folder.glob(pattern)]:
+    for path in [file for pattern in _patterns([*kinds, "pooled", "levels"]) for file in folder.glob(pattern)]:
         if path not in written:
             path.unlink()
     return written

@@ -52,6 +52,10 @@ POOLED_NOTE = (
     "Differences are paired within a level and a training seed, intervals over these runs and the initial states. "
     "Arms that lack a level are left out."
 )
+LEVEL_NOTE = (
+    "As in the table of coverage: what the other factors do without a coupling, sampled from N(0, I), against the "
+    "first level of each."
+)
 GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
     "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
@@ -121,6 +125,31 @@ def pooled_rows(results: Results, combinations: Sequence[dict[str, Any]], baseli
             runs = ["-".join([*map(str, combinations[number].values()), f"seed{seed}"]) for number, seed in units]
             shared = {"seeds": runs, "shared_seeds": runs if row.shared_seeds else []}
             content.append({"num_inference_steps": steps, **succeeded, **asdict(row), **shared})
+    return rows, content
+
+
+def level_rows(results: Results, factor: str, fixed: dict[str, Any], baseline: str) -> Rows:
+    """The levels of another factor than the coupling against its first: the baseline, sampled from N(0, I).
+
+    Args:
+        fixed: levels of the other factors.
+    """
+    rows, content = [["factor", "steps", "level", "seeds", *COVERAGE_COLUMNS]], []
+    place = [str(level) for name, level in fixed.items() if len(results.levels(name)) > 1]
+    for steps in _step_counts(results, fixed):
+        coverage, success = {}, {}
+        for level in results.levels(factor, **fixed):
+            found, succeeded = _arms(results, {**fixed, factor: level}, steps)
+            if f"{baseline}|none" in found:
+                coverage[level], success[level] = found[f"{baseline}|none"], succeeded[f"{baseline}|none"]
+        if len(coverage) < 2:
+            continue
+        first = next(iter(coverage))
+        successes = _same_states(success)
+        for row in compare_arms(_same_states(coverage), first):
+            cells, numbers = _cells(row, successes, first)
+            rows.append([factor, str(steps), ", ".join([*place, row.arm]), str(len(row.seeds)), *cells])
+            content.append({**fixed, "factor": factor, "num_inference_steps": steps, **numbers, **asdict(row)})
     return rows, content
 
 

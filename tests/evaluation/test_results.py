@@ -17,6 +17,7 @@ from immiscible_policy.evaluation.results_tables import (
     coverage_rows,
     gain_rows,
     gap_rows,
+    level_rows,
     pooled_rows,
     rules_rows,
     training_curves,
@@ -328,7 +329,7 @@ def test_a_table_has_a_column_for_a_factor_with_several_levels(two_sets: Path, t
     assert "| many | 4 | knn | warm | 2 |" in text
     numbers = json.loads((tmp_path / "tables" / "coverage.json").read_text())["rows"]
     assert [row["demonstrations"] for row in numbers] == ["few"] * 4 + ["many"] * 4
-    assert {f"tables/{name}.md" for name in ("modes", "prior_gap", "rules", "pooled")} <= written
+    assert {f"tables/{name}.md" for name in ("modes", "prior_gap", "rules", "pooled", "levels")} <= written
     assert "figures/coverage_by-demonstrations.png" in written
 
 
@@ -345,6 +346,23 @@ def test_pooled_differences_weigh_all_levels_alike(two_sets: Path) -> None:
     assert content[2]["difference"]["low"] < -0.1 < 0.3 < content[2]["difference"]["high"]
     assert content[1]["difference"]["mean"] == pytest.approx(0.05, abs=0.01)
     assert pooled_rows(results, [*combinations, {"demonstrations": "none yet"}], "none")[1] == []
+
+
+def test_levels_of_a_factor_are_compared_without_a_coupling(two_sets: Path) -> None:
+    results = load_results(two_sets)
+    rows, content = level_rows(results, "demonstrations", {}, "none")
+    assert [row[:4] for row in rows[1:]] == [["demonstrations", "4", "few", "3"], ["demonstrations", "4", "many", "2"]]
+    plain = {"kind": "final", "inference_coupling": "none", "coupling": "none"}
+    means = {
+        level: {
+            seed: np.mean(list(episodes.values()))
+            for seed, episodes in results.scores("max_coverage", **plain, demonstrations=level).items()
+        }
+        for level in ("few", "many")
+    }
+    assert content[0]["difference"] is None
+    expected = np.mean([means["many"][seed] - means["few"][seed] for seed in (0, 1)])
+    assert content[1]["difference"]["mean"] == pytest.approx(expected)
 
 
 def test_levels_without_evaluations_yet_do_not_empty_the_pooled_table(two_sets: Path, tmp_path: Path) -> None:
