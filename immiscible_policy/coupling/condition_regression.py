@@ -47,7 +47,7 @@ def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed
     if condition is None:
         return {"mean": mean.float()}
     if is_labels(condition):
-        labels, classes, counts = torch.unique(condition, return_inverse=True, return_counts=True)
+        labels, classes, counts = torch.unique(condition.long(), return_inverse=True, return_counts=True)
         sums = torch.zeros(len(labels), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, classes, x)
         return {"mean": mean.float(), "labels": labels, "means": (sums / counts[:, None]).float()}
     c = flat_rows(condition.detach(), torch.float64)
@@ -64,8 +64,9 @@ def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) 
     if "labels" in fitted:
         if condition is None or not is_labels(condition):
             raise ValueError(f"condition must be (B,) labels, as Residual was fitted with, got {_kind(condition)}")
-        place = torch.searchsorted(fitted["labels"], condition).clamp_max(len(fitted["labels"]) - 1)
-        known = fitted["labels"][place] == condition
+        wanted = condition.long()
+        place = torch.searchsorted(fitted["labels"], wanted).clamp_max(len(fitted["labels"]) - 1)
+        known = fitted["labels"][place] == wanted
         return torch.where(known[:, None], fitted["means"][place], fitted["mean"])
     if "weights" in fitted:
         if condition is None or is_labels(condition) or condition[0].numel() != len(fitted["centre"]):

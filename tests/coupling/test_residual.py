@@ -90,6 +90,9 @@ def test_labels_take_the_means_of_their_classes_and_unknown_ones_that_of_all() -
     torch.testing.assert_close(found[0], data[labels == 2].mean(0).flatten())
     torch.testing.assert_close(found[1], data[labels == 7].mean(0).flatten())
     torch.testing.assert_close(found[2:], data.mean(0).flatten().expand(2, -1))
+    yes = torch.arange(60) % 2 == 0
+    found = predict(fit_regression(data, yes, 512, 0), yes[:2], 2)
+    torch.testing.assert_close(found, torch.stack([data[yes].mean(0).flatten(), data[~yes].mean(0).flatten()]))
 
 
 def test_without_features_it_is_least_squares() -> None:
