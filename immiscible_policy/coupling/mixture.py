@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from immiscible_policy.coupling.base import Context, Coupling, Source
+from immiscible_policy.coupling.base import Context, Coupling
+from immiscible_policy.coupling.wrapper import Wrapper
 
 Probability = float | tuple[float, float] | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class Mixture(Coupling):
+class Mixture(Wrapper):
     """Couples each sample with probability ``p`` and gives the rest independent noise.
 
     It bounds from below how often a conditional model meets noise from the whole prior (the density of the noise
@@ -43,27 +44,21 @@ class Mixture(Coupling):
     p: Probability = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.coupling, Coupling):
-            raise TypeError(f"coupling must be a Coupling, got {type(self.coupling).__name__}")
+        self._require_coupling()
         if callable(self.p):
             return
         object.__setattr__(self, "p", _probabilities(self.p))
-
-    @property
-    def source(self) -> Source | None:  # type: ignore[override]
-        """The source of the coupling mixed in: both kinds of noise come from it."""
-        return self.coupling.source
 
     def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
         probability = self._probability(data, context)
         if isinstance(probability, float) and probability in (0.0, 1.0) and not self.is_collective:
             if probability == 0.0:
                 return self._drawn(data, noise, context)
-            return self._coupled(data, noise, context)
+            return self._by(self.coupling, data, noise, context)
         batch = data.shape[0]
         chosen = torch.rand(batch, generator=context.generator, device=data.device) < probability
         given = None if noise is None else noise[chosen]
-        coupled = self._coupled(data[chosen], given, context.rows(chosen, batch))
+        coupled = self._by(self.coupling, data[chosen], given, context.rows(chosen, batch))
         if noise is not None:
             result = noise.clone()
         else:
@@ -72,11 +67,6 @@ class Mixture(Coupling):
             result[alone] = self._draw((batch - len(coupled), *data.shape[1:]), data, context)
         result[chosen] = coupled
         return result
-
-    def _coupled(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
-        return self.coupling(
-            data, noise, context.condition, context.mask, context.generator, context.time, context.indices
-        )
 
     def _probability(self, data: Tensor, context: Context) -> float | Tensor:
         if isinstance(self.p, float):
@@ -95,16 +85,8 @@ class Mixture(Coupling):
         return probability
 
     @property
-    def is_collective(self) -> bool:
-        return self.coupling.is_collective
-
-    @property
     def uses_time(self) -> bool:
         return not isinstance(self.p, float) or self.coupling.uses_time
-
-    @property
-    def uses_indices(self) -> bool:
-        return self.coupling.uses_indices
 
     @property
     def caveat(self) -> str | None:
@@ -113,31 +95,11 @@ class Mixture(Coupling):
             return None
         return inner if self.p == 1.0 else f"For the samples that are coupled (p={self.p!r}): {inner}"
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
-        self.coupling.fit(data, condition)
-
-    @property
-    def fit_uses(self) -> frozenset[str]:
-        return self.coupling.fit_uses
-
-    def fit_size(self, n_data: int) -> None:
-        self.coupling.fit_size(n_data)
-
     def for_validation(self) -> Coupling:
         return Mixture(self.coupling.for_validation(), self.p)
 
-    @property
-    def is_rowwise(self) -> bool:
-        return self.coupling.is_rowwise
-
     def at_inference(self) -> Coupling:
         return Mixture(self.coupling.at_inference(), self.p)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.coupling.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.coupling.load_state_dict(state)
 
 
 def _probabilities(p: Any) -> float | tuple[float, float]:

@@ -17,12 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from immiscible_policy.coupling._settings import require_count
-from immiscible_policy.coupling.base import FIT_ARGUMENTS, Context, Coupling, Source
+from immiscible_policy.coupling.base import FIT_ARGUMENTS, Context, Coupling
 from immiscible_policy.coupling.condition_regression import KINDS, VECTOR_KIND, Fitted, fit_regression, predict
+from immiscible_policy.coupling.wrapper import Wrapper
 
 
 @dataclass(frozen=True, repr=False)
-class Residual(Coupling):
+class Residual(Wrapper):
     """Couples noise with ``data - E[data | condition]``, by a regression that :meth:`fit` makes before training.
 
     With ``KNN(k=2, metric="inner")`` and residuals that are as likely as their negatives given the condition, the noise
@@ -55,15 +56,9 @@ class Residual(Coupling):
     _state: Fitted = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.coupling, Coupling):
-            raise TypeError(f"coupling must be a Coupling, got {type(self.coupling).__name__}")
+        self._require_coupling()
         require_count("n_features", self.n_features, least=0)
         require_count("seed", self.seed, least=0)
-
-    @property
-    def source(self) -> Source | None:  # type: ignore[override]
-        """That of the coupling."""
-        return self.coupling.source
 
     def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
         """Fit the regression of data on condition, and the coupling to the residuals."""
@@ -75,14 +70,9 @@ class Residual(Coupling):
     def fit_uses(self) -> frozenset[str]:
         return FIT_ARGUMENTS
 
-    def fit_size(self, n_data: int) -> None:
-        self.coupling.fit_size(n_data)
-
     def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
         residual = data if data.numel() == 0 else self._residual(data, context.condition)
-        return self.coupling(
-            residual, noise, context.condition, context.mask, context.generator, context.time, context.indices
-        )
+        return self._by(self.coupling, residual, noise, context)
 
     def _residual(self, data: Tensor, condition: Tensor | None) -> Tensor:
         """What the condition leaves open of the data, in its shape and dtype."""
@@ -105,22 +95,6 @@ class Residual(Coupling):
             if value.device != like.device:
                 self._state[name] = value.to(like.device)
         return self._state
-
-    @property
-    def is_collective(self) -> bool:
-        return self.coupling.is_collective
-
-    @property
-    def is_rowwise(self) -> bool:
-        return self.coupling.is_rowwise
-
-    @property
-    def uses_time(self) -> bool:
-        return self.coupling.uses_time
-
-    @property
-    def uses_indices(self) -> bool:
-        return self.coupling.uses_indices
 
     @property
     def caveat(self) -> str | None:

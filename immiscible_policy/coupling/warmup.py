@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from immiscible_policy.coupling.base import Context, Coupling, Source
+from immiscible_policy.coupling.base import Context, Coupling
 from immiscible_policy.coupling.independent import Independent
+from immiscible_policy.coupling.wrapper import Wrapper
 
 
 @dataclass(frozen=True, repr=False)
-class Warmup(Coupling):
+class Warmup(Wrapper):
     """Independent noise for the first calls, then a coupling, whose settings may be annealed.
 
     One call is one step (with gradient accumulation, one micro-batch). The number of calls is state: it is saved in
@@ -47,8 +48,7 @@ class Warmup(Coupling):
     _state: dict[str, int] = field(default_factory=lambda: {"calls": 0}, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.coupling, Coupling):
-            raise TypeError(f"coupling must be a Coupling, got {type(self.coupling).__name__}")
+        self._require_coupling()
         for name in ("start", "anneal_over"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -73,11 +73,6 @@ class Warmup(Coupling):
                     f"them; got {name}={final!r} for {name}={begin!r}"
                 )
         self._at(self.start + self.anneal_over)  # whose own checks refuse a final value that is not allowed
-
-    @property
-    def source(self) -> Source | None:  # type: ignore[override]
-        """The source of the coupling: the noise before the start comes from it too."""
-        return self.coupling.source
 
     @property
     def calls(self) -> int:
@@ -109,43 +104,17 @@ class Warmup(Coupling):
         self._state["calls"] += 1
         if coupling is None:
             return self._drawn(data, noise, context)
-        return coupling(data, noise, context.condition, context.mask, context.generator, context.time, context.indices)
-
-    @property
-    def is_collective(self) -> bool:
-        return self.coupling.is_collective
-
-    @property
-    def uses_time(self) -> bool:
-        return self.coupling.uses_time
-
-    @property
-    def uses_indices(self) -> bool:
-        return self.coupling.uses_indices
+        return self._by(coupling, data, noise, context)
 
     @property
     def caveat(self) -> str | None:
         last = self._at(self.start + self.anneal_over)
         return None if last is None else last.caveat
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
-        self.coupling.fit(data, condition)
-
-    @property
-    def fit_uses(self) -> frozenset[str]:
-        return self.coupling.fit_uses
-
-    def fit_size(self, n_data: int) -> None:
-        self.coupling.fit_size(n_data)
-
     def for_validation(self) -> Coupling:
         """What the next call would pair by, without counting calls."""
         current = self.current()
         return Independent(self.source) if current is None else current.for_validation()
-
-    @property
-    def is_rowwise(self) -> bool:
-        return self.coupling.is_rowwise
 
     def at_inference(self) -> Coupling:
         """What the last calls pair by, with settings annealed to their final values."""
