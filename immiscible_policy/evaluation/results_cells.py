@@ -18,9 +18,10 @@ def percent_cell(interval: TInterval | Interval) -> str:
     return f"{100 * interval.mean:.1f}{ends}"
 
 
-def plain_cell(interval: TInterval) -> str:
-    ends = "" if not np.isfinite(interval.low) else f" [{interval.low:.2f}, {interval.high:.2f}]"
-    return f"{interval.mean:.2f}{ends}"
+def plain_cell(interval: TInterval, sign: str = "") -> str:
+    """``sign``: + to show one always."""
+    ends = "" if not np.isfinite(interval.low) else f" [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+    return f"{interval.mean:{sign}.2f}{ends}"
 
 
 def points_cell(interval: TInterval | None) -> str:

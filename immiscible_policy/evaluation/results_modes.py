@@ -15,15 +15,18 @@ from immiscible_policy.evaluation.variance_components import TInterval, mean_t
 
 MODE_NOTE = (
     "Which way round the block from mirror-symmetric starts. Entropy of the split per start in bits (1 is an even "
-    "split, 0 always the same way), Miller-Madow corrected; imbalance is |share - 1/2| per start. Means over training "
-    "seeds [95% t interval over them]; beside the imbalance what a fair coin would show. Demonstrations begin anywhere "
-    "and once in each place: theirs is the split over all of these [Wilson interval], not that of a start."
+    "split, 0 always the same way), Miller-Madow corrected, and its difference to the baseline's, paired by "
+    "training seed; imbalance is |share - 1/2| per start, beside it what a fair coin would show. Means over training "
+    "seeds [95% t interval over them], not adjusted for their number. Demonstrations begin anywhere and once in each "
+    "place: theirs is the split over all of these [Wilson interval], not that of a start."
 )
 
 
-def mode_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
     """Which way round the block, for the demonstrations and every coupling."""
-    rows, content = [["coupling", "seeds", "clockwise", "entropy, bits", "imbalance (fair coin)", "direct"]], []
+    head = ["coupling", "seeds", "clockwise", "entropy, bits", "difference", "imbalance (fair coin)", "direct"]
+    rows, content = [head], []
+    plain = _entropies(results.runs_with("modes", **fixed, coupling=baseline))
     for coupling in results.levels("coupling", **fixed):
         wanted = {**fixed, "coupling": coupling}
         runs = results.runs_with("modes", **wanted)
@@ -31,13 +34,19 @@ def mode_rows(results: Results, fixed: dict[str, Any]) -> Rows:
         if measures is None:
             continue
         fair = float(np.mean([run["modes"]["imbalance_fair"] for run in runs]))
+        own = {} if coupling == baseline else _entropies(runs)
+        pairs = [[own[seed] - plain[seed]] for seed in own if seed in plain]
+        difference = mean_t(np.array(pairs)) if pairs else None
         cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
+        cells += ["" if difference is None else plain_cell(difference, "+")]
         cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
         rows.append([coupling, str(len(runs)), *cells])
-        content.append({**wanted, "n_seeds": len(runs), **{k: asdict(v) for k, v in measures.items()}})
+        numbers: dict[str, Any] = {k: asdict(v) for k, v in measures.items()}
+        numbers["entropy_difference"] = None if difference is None else asdict(difference)
+        content.append({**wanted, "n_seeds": len(runs), **numbers})
     if content:
-        shown, numbers = _demonstration_rows(results, fixed)
-        rows[1:1], content[:0] = shown, numbers
+        shown, splits = _demonstration_rows(results, fixed)
+        rows[1:1], content[:0] = shown, splits
     return rows, content
 
 
@@ -53,9 +62,15 @@ def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
         split, counts = Interval(**ways["p_clockwise"], level=0.95), ways["counts"]
         direct = 100 * counts["direct"] / sum(counts.values())
         name = f"{sum(counts.values())} demonstrations"
-        rows.append([name, "", percent_cell(split), "", "", f"{direct:.1f}"])
+        rows.append([name, "", percent_cell(split), "", "", "", f"{direct:.1f}"])
         content.append({**fixed, "demonstrations": record["path"], **ways})
     return rows, content
+
+
+def _entropies(runs: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Training seed -> entropy, of the policies that have one."""
+    found = {run["seed"]: run["modes"]["entropy"]["mean"] for run in runs}
+    return {seed: float(entropy) for seed, entropy in found.items() if entropy is not None and not np.isnan(entropy)}
 
 
 def _mode_measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, TInterval] | None:

@@ -58,7 +58,7 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
         "coverage": (partial(coverage_rows, baseline=baseline), NOTE + WAYS_NOTE),
         "coupled_inference": (gain_rows, GAIN_NOTE),
         "rules": (rules_rows, RULE_NOTE),
-        "modes": (mode_rows, MODE_NOTE),
+        "modes": (partial(mode_rows, baseline=baseline), MODE_NOTE),
         "prior_gap": (gap_rows, GAP_NOTE),
     }
     tables = {

@@ -213,9 +213,15 @@ def test_curves_rules_and_modes(path: Path) -> None:
     np.testing.assert_allclose(losses, [0.1, 0.05], rtol=1e-6)
     _, rules = rules_rows(results, FIXED)
     assert rules[0]["max_score"]["interval"]["mean"] == pytest.approx(0.5 / 0.95, rel=1e-6)
-    _, modes = mode_rows(results, FIXED)
+    _, modes = mode_rows(results, FIXED, "none")
     assert modes[0]["entropy"]["mean"] == pytest.approx(0.51)
     assert modes[0]["n_seeds"] == 3
+    assert modes[0]["entropy_difference"] is None
+    for run in results.runs:  # an arm more even by 0.1 bits, whatever the seed
+        run["modes"]["entropy"]["mean"] += 0.1 * (run["levels"]["coupling"] == "knn")
+    rows, modes = mode_rows(results, FIXED, "none")
+    assert modes[1]["entropy_difference"]["mean"] == pytest.approx(0.1)
+    assert rows[2][4] == "+0.10 [+0.10, +0.10]"
 
 
 def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -264,8 +270,8 @@ def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -
 
     collect_results("made up", cells, tmp_path / "results.parquet", describe=describe)
     results = load_results(tmp_path / "results.parquet")
-    rows, content = mode_rows(results, FIXED)
-    assert rows[1] == ["10 demonstrations", "", "37.5 [14.0, 69.0]", "", "", "20.0"]
+    rows, content = mode_rows(results, FIXED, "none")
+    assert rows[1] == ["10 demonstrations", "", "37.5 [14.0, 69.0]", "", "", "", "20.0"]
     assert content[0]["counts"] == counts
     rows, content = coverage_rows(results, FIXED, "none")
     assert {row[2]: row[-1] for row in rows[1:]} == {"none": "0.50", "warm": ""}  # measured from N(0, I) alone
@@ -274,7 +280,7 @@ def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -
     collect_results("made up", cells, tmp_path / "results.parquet")
     results = load_results(tmp_path / "results.parquet")
     assert [row[-1] for row in coverage_rows(results, FIXED, "none")[0][1:]] == ["", ""]  # of other sampling steps
-    assert [row[0] for row in mode_rows(results, FIXED)[0][1:]] == ["none"]
+    assert [row[0] for row in mode_rows(results, FIXED, "none")[0][1:]] == ["none"]
 
 
 def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
