@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy import grid_run
-from immiscible_policy.data.replay import DataError
 from immiscible_policy.data.sources import load_demonstrations
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.modes import demonstration_modes, replay_episodes
@@ -224,7 +223,7 @@ def _ways(path: str, n_episodes: int, n_steps: int) -> dict[str, Any] | None:
     """First ways of all these demonstrations; None where they cannot be read, or are others by now."""
     try:
         replay = load_demonstrations(Path(path), ("state",), n_episodes)
-    except DataError:
+    except (ValueError, OSError):
         return None
     if replay.n_steps != n_steps or "state" not in replay.arrays:
         return None

@@ -54,8 +54,8 @@ def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
     """The split of the demonstrations that these runs were trained on, without a head."""
     rows, content = [], []
     runs = results.runs_with("modes", **fixed)
-    different = {run["demonstrations"]["path"]: run["demonstrations"] for run in runs if run["demonstrations"]}
-    for record in different.values():
+    records = [run["demonstrations"] for run in runs if run["demonstrations"]]
+    for record in {(record["path"], record["n_episodes"]): record for record in records}.values():
         ways = record.get("ways")
         if not ways:
             continue
