@@ -8,6 +8,7 @@ moment, by any number of processes on one machine or on several that share the f
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -193,11 +194,15 @@ def is_done(experiment: Experiment, cell: Cell) -> bool:
     return cell.is_trained and not missing
 
 
-def collect(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults] | None = None) -> Path:
+def collect(
+    experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults] | None = None, worked: bool = True
+) -> Path:
     """One tidy table of all that has been evaluated so far, ``results.parquet``; returns its path.
 
     Args:
         joined: as ``experiment_join.find_joined`` gives them.
+        worked: whether this command trained or evaluated, so that ``experiment.json`` is to name it; otherwise it goes
+            on naming the one that did.
     """
     path = folder / "results.parquet"
     cells = [cell for cell in experiment.cells(folder) if cell.is_trained or cell.folder in (joined or {})]
@@ -207,7 +212,11 @@ def collect(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResul
     }
     places = [(cell.folder, cell.levels, cell.seed) for cell in cells]
     collect_results(experiment.name, places, path, wanted, joined, _with_ways)
-    write_json(folder / "experiment.json", {**asdict(experiment), "command": " ".join(["python", *sys.argv])})
+    record = folder / "experiment.json"
+    command = " ".join(["python", *sys.argv])
+    if not worked and record.is_file():
+        command = json.loads(record.read_text())["command"]
+    write_json(record, {**asdict(experiment), "command": command})
     return path
 
 

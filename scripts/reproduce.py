@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
         print(f"joined, but lacking something (finish=true trains them again): {', '.join(lacking)}")
     if cfg.action == "status":
         return
-    for path in write_tables(collect(experiment, folder, joined), folder, experiment.baseline):
+    for path in write_tables(collect(experiment, folder, joined, cfg.action == "run"), folder, experiment.baseline):
         print(path)
     if any(cell.is_trained for cell in experiment.cells(folder)):
         print(write_report(folder).path)

@@ -1,5 +1,6 @@
 """``scripts/reproduce.py`` as a user calls it; trainings and evaluations are made up."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def test_results_are_joined_and_finished_on_demand(
     assert "quick: 2 of 2 trained, 0 evaluations missing" in capsys.readouterr().out
     assert work == {"train": 2, "evaluate": 2, "measure": 2}
     work.clear()
+    made_by = json.loads(Path("first/experiment.json").read_text())["command"]
+    assert run_script("reproduce", *SMALL, "folder=first", "action=tables", "experiment.name=again") == 0
+    record = json.loads(Path("first/experiment.json").read_text())
+    assert (record["command"], record["name"]) == (made_by, "again")  # not the command that only made tables
+    assert "action=tables" not in made_by
+    assert work == {}
+    capsys.readouterr()
 
     joined = (*SMALL, "join=[first/results.parquet]", "folder=second")
     assert run_script("reproduce", *joined, "experiment.seeds=[0,1]") == 0
