@@ -51,7 +51,7 @@ def plot_modes(
     if unknown:
         raise ValueError(f"starts has {unknown}; allowed: 0 to {len(first) - 1}")
     renderer = Renderer(goal_pose)
-    size = (2.6 * len(starts) + 0.3, 2.95 * len(arms) + 0.4)
+    size = (2.6 * len(starts) + 0.3, 3.1 * len(arms) + 0.6)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
     grid = figure.subplots(len(arms), len(starts), squeeze=False)
     for row, (name, trajectories) in zip(grid, arms.items(), strict=True):
