@@ -149,10 +149,17 @@ def _check_finite(data: Tensor, noise: Tensor | None, mask: Tensor | None) -> No
         _raise_if_not_finite("noise", noise, torch.ones_like(valid))
 
 
+def require_finite(name: str, tensor: Tensor, valid: Tensor | None = None) -> None:
+    """Raise ValueError where ``tensor`` holds NaN or infinity, among its entries that are ``valid`` (None: all)."""
+    bad, counted = ~torch.isfinite(tensor), tensor.numel()
+    if valid is not None:
+        bad, counted = bad & valid, int(valid.sum())
+    if n_bad := int(bad.sum()):
+        raise ValueError(f"{name} must be finite, got {n_bad} NaN or infinite of {counted} entries")
+
+
 def _raise_if_not_finite(name: str, tensor: Tensor, valid: Tensor) -> None:
-    bad = int((~torch.isfinite(tensor) & valid).sum())
-    if bad:
-        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {int(valid.sum())} entries")
+    require_finite(name, tensor, valid)
     used = tensor.masked_fill(~valid, 0.0)
     if not math.isfinite(float(torch.linalg.vector_norm(used, dtype=compute_dtype(tensor)))):
         raise ValueError(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from immiscible_policy.coupling._checks import flat_rows
+from immiscible_policy.coupling._checks import flat_rows, require_finite
 from immiscible_policy.coupling.skew import is_labels
 
 Fitted = dict[str, Tensor]
@@ -21,8 +21,11 @@ Fitted = dict[str, Tensor]
 ``centre`` and ``inverse_scale`` (P,), ``frequencies`` (P, F), ``phases`` (F,), ``feature_means`` (P + F,) and
 ``weights`` (P + F, D)."""
 
-KINDS = ({"mean"}, {"mean", "labels", "means"})
-VECTOR_KIND = {"mean", "centre", "inverse_scale", "frequencies", "phases", "feature_means", "weights"}
+KINDS = (
+    {"mean"},
+    {"mean", "labels", "means"},
+    {"mean", "centre", "inverse_scale", "frequencies", "phases", "feature_means", "weights"},
+)
 
 _LENGTHS = (0.25, 0.5, 1.0)  # times the median distance of two conditions
 _RIDGES = (1e-5, 1e-4, 1e-3)
@@ -42,7 +45,7 @@ def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed
         ValueError: data or condition are not finite.
     """
     x = flat_rows(data.detach(), torch.float64)
-    _require_finite("data", x)
+    require_finite("data", x)
     mean = x.mean(0)
     if condition is None:
         return {"mean": mean.float()}
@@ -51,7 +54,7 @@ def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed
         sums = torch.zeros(len(labels), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, classes, x)
         return {"mean": mean.float(), "labels": labels, "means": (sums / counts[:, None]).float()}
     c = flat_rows(condition.detach(), torch.float64)
-    _require_finite("condition", c)
+    require_finite("condition", c)
     return {"mean": mean.float(), **_fit_vectors(x - mean, c, n_features, seed)}
 
 
@@ -99,9 +102,10 @@ def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int) -> Fitted:
     best, settings = math.inf, (candidates[-1], _RIDGES[-1])
     for candidate in candidates if n >= _FEWEST else ():
         features = _features(c, candidate)
-        for ridge, weights in zip(_RIDGES, _solutions(features[~held_out], x[~held_out], _RIDGES), strict=True):
-            mean = features[~held_out].mean(0)
-            error = float((x[held_out] - (features[held_out] - mean) @ weights).square().mean())
+        kept = features[~held_out]
+        left_out = features[held_out] - kept.mean(0)
+        for ridge, weights in zip(_RIDGES, _solutions(kept, x[~held_out], _RIDGES), strict=True):
+            error = float((x[held_out] - left_out @ weights).square().mean())
             if error < best:
                 best, settings = error, (candidate, ridge)
     candidate, ridge = settings
@@ -125,12 +129,6 @@ def _solutions(features: Tensor, x: Tensor, ridges: tuple[float, ...]) -> list[T
     gram, moments = centred.T @ centred / len(x), centred.T @ x / len(x)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return [torch.linalg.solve(gram + ridge * identity, moments) for ridge in ridges]
-
-
-def _require_finite(name: str, rows: Tensor) -> None:
-    bad = int((~torch.isfinite(rows)).sum())
-    if bad:
-        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {rows.numel()} entries")
 
 
 def _kind(condition: Tensor | None) -> str:

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.coupling._checks import flat_rows
+from immiscible_policy.coupling._checks import flat_rows, require_finite
 from immiscible_policy.coupling._settings import require_count, require_number
+from immiscible_policy.coupling._state import on_device
 from immiscible_policy.coupling.base import FIT_ARGUMENTS
 
 LARGEST_WEIGHT = 1e8
@@ -195,10 +196,7 @@ class ClusteredConditions(ConditionWeight):
             raise ValueError("condition must be given to fit ClusteredConditions, got None")
         _require_vectors(condition)
         rows = flat_rows(condition.detach(), torch.float64)
-        if not bool(torch.isfinite(rows).all()):
-            raise ValueError(
-                f"condition must be finite, got {int((~torch.isfinite(rows)).sum())} NaN or infinite entries"
-            )
+        require_finite("condition", rows)
         different = torch.unique(rows, dim=0).shape[0]
         if different < self.n_clusters:
             raise ValueError(
@@ -225,7 +223,7 @@ class ClusteredConditions(ConditionWeight):
                 "call fit(data, condition) of the coupling, or load its state"
             )
         _require_vectors(condition)
-        state = self._on(condition.device)
+        state = on_device(self._state, condition.device)
         rows = flat_rows(condition, torch.float32)
         if rows.shape[1] != state["mean"].shape[0]:
             raise ValueError(
@@ -244,12 +242,6 @@ class ClusteredConditions(ConditionWeight):
         if condition_distance == 0.0:
             return 0.0  # one cluster in the batch: there is nothing to weight
         return min((self.gain * sample_distance / condition_distance) ** condition_power, LARGEST_WEIGHT)
-
-    def _on(self, device: torch.device) -> dict[str, Tensor]:
-        for name, value in self._state.items():
-            if value.device != device:
-                self._state[name] = value.to(device)
-        return self._state
 
     def _check_state(self, state: dict[str, Any]) -> None:
         if not state:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.coupling import solvers
-from immiscible_policy.coupling._checks import compute_dtype
+from immiscible_policy.coupling._checks import compute_dtype, require_finite
 from immiscible_policy.coupling._costs import (
     CONDITION_METRICS,
     METRICS,
@@ -203,9 +203,8 @@ class LinearAssignment(Coupling):
         """(B,) the noise that each sample gets, from the (B, P) cost and the (B, ...) condition."""
         if condition is None:
             return self._solve(cost)
-        if condition.dtype.is_floating_point and not bool(torch.isfinite(condition).all()):
-            bad = int((~torch.isfinite(condition)).sum())
-            raise ValueError(f"condition must be finite, got {bad} NaN or infinite of {condition.numel()} entries")
+        if condition.dtype.is_floating_point:
+            require_finite("condition", condition)
         if self.within is None:
             return self._solve(self._weighted(cost, condition, beside, own))
         return self._within_classes(cost, condition, beside, own)

@@ -9,16 +9,16 @@ has the noise that is paired with it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from immiscible_policy.coupling._settings import require_count
+from immiscible_policy.coupling._state import on_device
 from immiscible_policy.coupling.base import FIT_ARGUMENTS, Context, Coupling
-from immiscible_policy.coupling.condition_regression import KINDS, VECTOR_KIND, Fitted, fit_regression, predict
+from immiscible_policy.coupling.condition_regression import KINDS, Fitted, fit_regression, predict
 from immiscible_policy.coupling.wrapper import Wrapper
 
 
@@ -81,7 +81,7 @@ class Residual(Wrapper):
                 "Residual must be fitted before it is used: call fit(data, condition) with the data set, or load its "
                 "state"
             )
-        fitted = self._on(data)
+        fitted = on_device(self._state, data.device)
         predicted = predict(fitted, None if condition is None else condition.to(data.device), len(data))
         if data[0].numel() != predicted.shape[1]:
             raise ValueError(
@@ -90,29 +90,25 @@ class Residual(Wrapper):
             )
         return data - predicted.view(data.shape).to(data.dtype)
 
-    def _on(self, like: Tensor) -> Fitted:
-        for name, value in self._state.items():
-            if value.device != like.device:
-                self._state[name] = value.to(like.device)
-        return self._state
-
     @property
     def caveat(self) -> str | None:
         inner = self.coupling.caveat
         return None if inner is None else f"Of what the condition leaves open of the data: {inner}"
 
     def for_validation(self) -> Residual:
-        twin = Residual(self.coupling.for_validation(), self.n_features, self.seed)
-        twin._state.update(copy.copy(self._state))
-        return twin
+        return self._around(self.coupling.for_validation())
 
     def at_inference(self) -> Coupling:
         if not self._state:
             raise ValueError(
                 f"{self} was fitted to the training data, and without that cannot choose noise for new data"
             )
-        twin = Residual(self.coupling.at_inference(), self.n_features, self.seed)
-        twin._state.update(copy.copy(self._state))
+        return self._around(self.coupling.at_inference())
+
+    def _around(self, coupling: Coupling) -> Residual:
+        """Another coupling with the same regression."""
+        twin = replace(self, coupling=coupling)
+        twin._state.update(self._state)
         return twin
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,7 +124,7 @@ class Residual(Wrapper):
         if set(state) != {"regression", "coupling"}:
             raise ValueError(f"state of Residual must hold regression and coupling, got the keys {sorted(state)}")
         regression = dict(state["regression"])
-        if regression and set(regression) not in (*KINDS, VECTOR_KIND):
+        if regression and set(regression) not in KINDS:
             raise ValueError(f"regression of Residual holds {sorted(regression)}, which no fit leaves")
         self.coupling.load_state_dict(state["coupling"])
         self._state.clear()

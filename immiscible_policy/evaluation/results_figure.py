@@ -148,34 +148,35 @@ def coverage_by_gap(results: Results, fixed: dict[str, Any], path: Path) -> bool
     Returns:
         whether there was anything to draw: runs of at least two couplings.
     """
-    couplings = [name for name in results.levels("coupling", **fixed) if _gap_runs(results, fixed, name)]
-    if len(couplings) < 2:
+    measured = {
+        name: results.runs_with("prior_gap", **fixed, coupling=name) for name in results.levels("coupling", **fixed)
+    }
+    runs = {name: found for name, found in measured.items() if found}
+    if len(runs) < 2:
         return False
     plain = {**fixed, "kind": "final", "inference_coupling": "none"}
-    runs = {name: _gap_runs(results, fixed, name) for name in couplings}
     counts = set.intersection(
         *(
             set(results.levels("num_inference_steps", **plain, coupling=name, training_seed=run["seed"]))
-            for name in couplings
-            for run in runs[name]
+            for name, found in runs.items()
+            for run in found
         )
     )
     if not counts:
         return False
     plain["num_inference_steps"] = max(counts)
+    coverage = {}
+    for name in runs:
+        scores = results.scores("max_coverage", **single_variant(results, {**plain, "coupling": name}))
+        coverage[name] = {seed: 100 * float(np.mean(list(episodes.values()))) for seed, episodes in scores.items()}
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     labels = ("shift of the training noise, sd", "spread of actions from N(0, I), pixels")
     for axes, label, measure in zip(panels, labels, (_shift, _spread), strict=True):
         every: list[tuple[float, float]] = []
-        for index, name in enumerate(couplings):
-            values = single_variant(results, {**plain, "coupling": name})
-            scores = results.scores("max_coverage", **values)
-            points = [
-                (found, 100 * float(np.mean(list(scores[run["seed"]].values()))))
-                for run in runs[name]
-                if (found := measure(run)) is not None
-            ]
+        for index, name in enumerate(runs):
+            measured_runs = [(measure(run), coverage[name][run["seed"]]) for run in runs[name]]
+            points = [(value, score) for value, score in measured_runs if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", markersize=5, label=name)
             every += points
@@ -189,13 +190,9 @@ def coverage_by_gap(results: Results, fixed: dict[str, Any], path: Path) -> bool
     return True
 
 
-def _gap_runs(results: Results, fixed: dict[str, Any], coupling: str) -> list[dict[str, Any]]:
-    return results.runs_with("prior_gap", **fixed, coupling=coupling)
-
-
 def _rank_correlation(points: Sequence[tuple[float, float]]) -> str:
     runs = f"{len(points)} runs"
-    if any(len(set(values)) < 2 for values in zip(*points, strict=True)):
+    if not points or any(len(set(values)) < 2 for values in zip(*points, strict=True)):
         return runs  # of equal values there is none
     return f"rank correlation {spearmanr(*zip(*points, strict=True)).statistic:+.2f}, {runs}"
 

@@ -139,7 +139,7 @@ def level_rows(results: Results, factor: str, fixed: dict[str, Any], baseline: s
     for steps in _step_counts(results, fixed):
         coverage, success = {}, {}
         for level in results.levels(factor, **fixed):
-            found, succeeded = _arms(results, {**fixed, factor: level}, steps)
+            found, succeeded = _arms(results, {**fixed, factor: level, "coupling": baseline}, steps)
             if f"{baseline}|none" in found:
                 coverage[level], success[level] = found[f"{baseline}|none"], succeeded[f"{baseline}|none"]
         if len(coverage) < 2:

@@ -247,6 +247,10 @@ def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_
         run["prior_gap"]["shift"] = 0.0
     assert coverage_by_gap(results, FIXED, tmp_path / "gap.png")
     assert drawn[1].axes[0].get_title() == "6 runs"
+    for run in results.runs:  # couplings that cannot choose for new data have no shift
+        run["prior_gap"]["shift"] = None
+    assert coverage_by_gap(results, FIXED, tmp_path / "gap.png")
+    assert [axes.get_title() for axes in drawn[2].axes] == ["0 runs", "rank correlation -1.00, 6 runs"]
     results.runs = [run for run in results.runs if run["levels"]["coupling"] == "none"]
     assert not coverage_by_gap(results, FIXED, tmp_path / "gap.png")  # nothing to compare
 
