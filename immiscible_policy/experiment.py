@@ -139,6 +139,7 @@ def work_off(
     device: str = "auto",
     announce: Callable[[str], None] = print,
     cells: Sequence[Cell] | None = None,
+    precision: str = "auto",
 ) -> ExperimentProgress:
     """Train and evaluate every cell that is neither finished nor being worked on by another process.
 
@@ -149,6 +150,7 @@ def work_off(
         device: auto | cpu | cuda, of training and evaluation.
         announce: told a line at every beginning.
         cells: some of the experiment's; default all.
+        precision: auto | fp32 | bf16 | fp16, of trainings and evaluations that do not say.
     """
     trained = evaluated = 0
 
@@ -156,15 +158,15 @@ def work_off(
         nonlocal trained, evaluated
         if not cell.is_trained:
             announce(f"{title}: training")
-            cell.train(device, lock)
+            cell.train(device, lock, precision)
             trained += 1
         for config in cell.missing(experiment.evaluation_configs(cell)):
             announce(f"{title}: {evaluation_name(config)}")
-            evaluate_cell(cell, config, device)
+            evaluate_cell(cell, config, device, precision)
             evaluated += 1
         for name in experiment.missing_measurements(cell):
             announce(f"{title}: {name}")
-            measure_cell(cell, name, experiment.measurements[name], device)
+            measure_cell(cell, name, experiment.measurements[name], device, precision)
 
     every = experiment.cells(folder) if cells is None else list(cells)
     progress = grid_run.work_off(every, lambda cell: is_done(experiment, cell), work, announce)

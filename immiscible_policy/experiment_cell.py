@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +84,28 @@ def evaluation_name(config: EvaluationConfig) -> str:
     return "-".join(parts)
 
 
-def evaluate_cell(cell: Cell, config: EvaluationConfig, device: str = "auto") -> None:
-    """Evaluate the cell's last policy and write the episodes; readers see the whole file or none."""
+def evaluate_cell(cell: Cell, config: EvaluationConfig, device: str = "auto", precision: str = "auto") -> None:
+    """Evaluate the cell's last policy and write the episodes; readers see the whole file or none.
+
+    Args:
+        precision: where the evaluation's is ``auto``.
+    """
     policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
-    report = evaluate_policy(policy, config)
+    own = config.mixed_precision
+    report = evaluate_policy(policy, replace(config, mixed_precision=precision if own == "auto" else own))
     write_evaluation(cell.evaluation_file(config), report)
 
 
-def measure_cell(cell: Cell, name: str, settings: Mapping[str, int], device: str = "auto") -> None:
+def measure_cell(
+    cell: Cell, name: str, settings: Mapping[str, int], device: str = "auto", precision: str = "auto"
+) -> None:
     """Take one of ``MEASUREMENTS`` of the cell's last policy and write it as ``<name>.json``."""
     policy = load_policy(last_policy_folder(cell.run_dir), resolve_device(device))
-    measured = MEASUREMENTS[name](cell, policy, settings)
+    measured = MEASUREMENTS[name](cell, policy, settings, resolve_precision(precision, str(policy.device)))
     write_json(cell.measurement_file(name), {"settings": dict(settings), **measured})
 
 
-def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
+def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int], precision: str) -> dict[str, Any]:
     """Which way round the block the policy goes from symmetric starts, with ``modes.png`` of the first of them."""
     # Policies that were saved before tasks named their goal have the standard one.
     goal = tuple(policy.task.get("goal_pose") or GOAL_POSE)
@@ -108,23 +116,25 @@ def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int
         n_repeats=settings.get("n_repeats", 16),
         n_steps=min(100, policy.task["max_steps"] - 1),  # enough to have touched the block
         num_inference_steps=settings.get("num_inference_steps"),
-        precision=resolve_precision("auto", str(policy.device)),
+        precision=precision,
     )
     shown = range(min(4, len(starts)))
     plot_modes({cell.levels["coupling"]: trajectories}, cell.folder / "modes.png", shown, goal_pose=goal)
     return count_modes(trajectories).as_dict()
 
 
-def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int]) -> dict[str, Any]:
+def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int], precision: str) -> dict[str, Any]:
     """What the policy does with N(0, I) and with the noise it was trained on, on the demonstrations held out."""
     cfg = OmegaConf.load(cell.run_dir / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
     data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text())["path"])
     held_out = data.validation if data.validation is not None else data.train
-    return measure_prior_gap(policy, data.train, held_out, batch_size=cfg.batch_size, **settings).as_dict()
+    return measure_prior_gap(
+        policy, data.train, held_out, batch_size=cfg.batch_size, precision=precision, **settings
+    ).as_dict()
 
 
-MEASUREMENTS: dict[str, Callable[[Cell, DiffusionPolicy, Mapping[str, int]], dict[str, Any]]] = {
+MEASUREMENTS: dict[str, Callable[[Cell, DiffusionPolicy, Mapping[str, int], str], dict[str, Any]]] = {
     "modes": _count_modes,
     "prior_gap": _prior_gap,
 }

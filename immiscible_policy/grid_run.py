@@ -86,18 +86,21 @@ class GridRun:
                 f"{' '.join(self.overrides)}: take another folder, or remove this one"
             )
 
-    def train(self, device: str, lock: int) -> None:
+    def train(self, device: str, lock: int, precision: str = "auto") -> None:
         """Train in a process of its own, which keeps the folder locked even if this one is killed.
 
         Args:
             device: auto | cpu | cuda.
             lock: as ``locked`` gives it.
+            precision: auto | fp32 | bf16 | fp16, unless the overrides say. A training that has begun keeps its own.
 
         Raises:
             ValueError: training failed; says how, and where its log is.
         """
         begun = (self.run_dir / ".hydra" / "config.yaml").is_file()
         arguments = [f"resume={self.run_dir}"] if begun else [*self.overrides, f"hydra.run.dir={self.run_dir}"]
+        if not begun and not any(override.startswith("trainer.mixed_precision=") for override in self.overrides):
+            arguments.append(f"trainer.mixed_precision={precision}")
         log_path = self.folder / "train.log"
         with open(log_path, "ab") as log:
             result = subprocess.run(

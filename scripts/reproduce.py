@@ -13,6 +13,7 @@ from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
 from immiscible_policy.experiment_cell import Cell
 from immiscible_policy.experiment_join import find_joined, incomplete
+from immiscible_policy.experiment_precision import experiment_precision
 from immiscible_policy.run_setup import plain_settings
 
 ACTIONS = ("run", "tables", "status")
@@ -29,8 +30,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.action == "run":
         again = incomplete(experiment, folder, joined) if cfg.finish else []
         cells = [cell for cell in experiment.cells(folder) if cell.folder not in joined or cell in again]
+        precision = experiment_precision(experiment, folder, joined, cfg.mixed_precision, cfg.device)
+        print(f"computing in {precision} (mixed_precision=auto takes what is fastest here)")
         done = Parallel(n_jobs=cfg.processes)(
-            delayed(_work)(experiment, cells, folder, cfg.device, cfg.num_threads) for _ in range(cfg.processes)
+            delayed(_work)(experiment, cells, folder, cfg.device, precision, cfg.num_threads)
+            for _ in range(cfg.processes)
         )
         failed = sorted({name for progress in done for name in progress.failed})
         print(f"trained {sum(p.trained for p in done)}, evaluated {sum(p.evaluated for p in done)}")
@@ -48,11 +52,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def _work(
-    experiment: Experiment, cells: list[Cell], folder: Path, device: str, num_threads: int | None
+    experiment: Experiment, cells: list[Cell], folder: Path, device: str, precision: str, num_threads: int | None
 ) -> ExperimentProgress:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return work_off(experiment, folder, device, cells=cells)
+    return work_off(experiment, folder, device, cells=cells, precision=precision)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_a_failing_cell_is_named_and_the_others_go_on(store: Path, tmp_path: Pat
 
 
 def test_no_failure_of_a_cell_ends_the_others(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(cell: Cell, device: str, lock: int) -> None:
+    def breaks(cell: Cell, device: str, lock: int, precision: str) -> None:
         raise RuntimeError(f"out of memory in {cell.folder.name}")
 
     monkeypatch.setattr(Cell, "train", breaks)

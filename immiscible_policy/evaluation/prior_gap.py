@@ -74,6 +74,7 @@ def measure_prior_gap(
     num_inference_steps: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    precision: str = "auto",
 ) -> PriorGap:
     """Measure a policy.
 
@@ -86,6 +87,7 @@ def measure_prior_gap(
         num_inference_steps: network calls of a sample; None takes the policy's own.
         batch_size: of the coupling, as in training.
         seed: of the noises.
+        precision: auto | fp32 | bf16 | fp16, of the network.
 
     Raises:
         ValueError: an argument out of range.
@@ -97,6 +99,7 @@ def measure_prior_gap(
     text = policy.coupling or "Independent()"
     chosen = torch.linspace(0, len(held_out) - 1, min(n_windows, len(held_out))).long().unique()
     windows = {name: value.to(policy.device) for name, value in held_out.batch(chosen).items()}
+    computed_in = resolve_precision(precision, str(policy.device))
     first = policy.n_obs_steps - 1
     target = windows["action"][:, first : first + policy.n_action_steps]
 
@@ -104,7 +107,8 @@ def measure_prior_gap(
         noises = torch.Generator().manual_seed(seed)
         sampler = torch.Generator(policy.device).manual_seed(seed)  # of samplers that draw, too
         draws = [
-            _sample(policy, windows, arm, num_inference_steps, batch_size, noises, sampler) for _ in range(n_samples)
+            _sample(policy, windows, arm, num_inference_steps, batch_size, noises, sampler, computed_in)
+            for _ in range(n_samples)
         ]
         return action_error(torch.stack(draws), target)
 
@@ -158,6 +162,7 @@ def _sample(
     batch_size: int,
     generator: torch.Generator,
     sampler: torch.Generator,
+    precision: str,
 ) -> Tensor:
     """Executed actions (N, n_action_steps, Da) in pixels, on the policy's device."""
     actions, seen, mask = policy.coupling_inputs(windows)
@@ -174,7 +179,6 @@ def _sample(
         ]
     )
     observation = windows["observation"] if policy.encoder is None else _pictures(windows)
-    precision = resolve_precision("auto", str(policy.device))
     with autocast(precision, str(policy.device)):
         return policy.predict_action(
             observation, sampler, num_inference_steps=steps, noise=noise.to(policy.device)

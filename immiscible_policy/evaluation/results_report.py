@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from immiscible_policy.evaluation.results_tables import (
 )
 from immiscible_policy.evaluation.table_files import write_table
 
+# Of a training run in the grid: its levels and its seed.
+_Place = tuple[Any, ...]
+
 
 def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> list[Path]:
     """Write ``tables/*.md, *.tex, *.json`` and ``figures/*.png`` into ``folder``; returns their paths.
@@ -53,7 +57,7 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     others = [name for name in results.factors if name != "coupling"]
     varied = [name for name in others if len(results.levels(name)) > 1]
     combinations = _combinations(results, others)
-    mixed = precision_note(results)
+    mixed = precision_note(results, baseline)
     kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
         "coverage": (partial(coverage_rows, baseline=baseline), NOTE + WAYS_NOTE),
         "coupled_inference": (gain_rows, GAIN_NOTE),
@@ -124,13 +128,34 @@ def _with_factors(parts: Sequence[tuple[dict[str, Any], Rows]], varied: Sequence
     return rows, [entry for _, (_, content) in parts for entry in content]
 
 
-def precision_note(results: Results) -> str:
-    """What to tell the reader where ``auto`` became different precisions on different machines, else nothing."""
-    trained = {str(run["precision"]) for run in results.runs}
-    evaluated = {str(value) for value in results.levels("mixed_precision", kind="final")}
-    told = [
-        f" **Not all rows were {what} in the same precision** ({', '.join(sorted(found))})."
-        for what, found in (("trained", trained), ("evaluated", evaluated))
-        if len(found) > 1
-    ]
+def precision_note(results: Results, baseline: str) -> str:
+    """What to tell the reader where policies were trained or evaluated in different precisions, else nothing.
+
+    Args:
+        baseline: the coupling that the others are compared with.
+    """
+    evaluated: dict[_Place, set[str]] = {}
+    final = results.where(kind="final")
+    columns = (results.columns[name][final] for name in (*results.factors, "training_seed", "mixed_precision"))
+    for *place, precision in set(zip(*(column.tolist() for column in columns), strict=True)):
+        evaluated.setdefault(tuple(place), set()).add(str(precision))
+    trained = {_place(run): {str(run["precision"])} for run in results.runs}
+    coupling = results.factors.index("coupling")
+    told = []
+    for what, found in (("trained", trained), ("evaluated", evaluated)):
+        counts = Counter(" and ".join(sorted(precisions)) for precisions in found.values())
+        if len(set().union(*found.values())) < 2:
+            continue
+        pairs = [(place, (*place[:coupling], baseline, *place[coupling + 1 :])) for place in found]
+        compared = [found[place] == found[other] for place, other in pairs if place != other and other in found]
+        listed = ", ".join(f"{number} in {name}" for name, number in sorted(counts.items()))
+        told.append(
+            f" **Not all policies were {what} in the same precision** ({listed}); of {len(compared)} that are compared "
+            f"with the {baseline} of their training seed {compared.count(False)} differ from it in that."
+        )
     return "".join(told)
+
+
+def _place(run: Mapping[str, Any]) -> _Place:
+    """Of a training run in the grid."""
+    return (*run["levels"].values(), run["seed"])

@@ -12,7 +12,7 @@ from made_up_cells import episode
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_figure import coverage_by_gap, coverage_by_steps, single_variant
 from immiscible_policy.evaluation.results_modes import mode_rows
-from immiscible_policy.evaluation.results_report import write_tables
+from immiscible_policy.evaluation.results_report import precision_note, write_tables
 from immiscible_policy.evaluation.results_tables import (
     coverage_rows,
     gain_rows,
@@ -161,7 +161,24 @@ def test_different_precisions_are_told(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
     collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], tmp_path / "results.parquet")
     write_tables(tmp_path / "results.parquet", tmp_path)
-    assert "evaluated in the same precision** (bf16, fp32)" in (tmp_path / "tables" / "coverage.md").read_text()
+    note = "evaluated in the same precision** (1 in bf16 and fp32); of 0 that are compared"
+    assert note in (tmp_path / "tables" / "coverage.md").read_text()
+
+
+def test_it_is_told_whether_pairs_differ_in_precision(tmp_path: Path) -> None:
+    trained = {(0, "none"): "bf16", (0, "knn"): "bf16", (1, "none"): "bf16", (1, "knn"): "fp32", (2, "knn"): "fp32"}
+    cells = []
+    for (seed, coupling), precision in trained.items():
+        folder = tmp_path / f"{coupling}-{seed}"
+        write_cell(folder, seed, 0.0, 0.0)
+        summary = json.loads((folder / "run" / "summary.json").read_text())
+        (folder / "run" / "summary.json").write_text(json.dumps({**summary, "precision": precision}))
+        cells.append((folder, {**FIXED, "coupling": coupling}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    note = precision_note(load_results(tmp_path / "results.parquet"), "none")
+    assert "trained in the same precision** (3 in bf16, 2 in fp32); of 2 that are compared with the none" in note
+    assert note.endswith("of their training seed 1 differ from it in that.")
+    assert "evaluated" not in note
 
 
 def test_gaps_between_training_noise_and_prior(path: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import made_up_cells
 import pytest
 
 from immiscible_policy import experiment
+from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.experiment import Cell
+from immiscible_policy.training.precision import resolve_precision
 
 SMALL = (
     "experiment=quick",
@@ -88,3 +90,30 @@ def test_bad_settings_are_refused_before_any_work(
     assert run_script("reproduce", *SMALL, "folder=first", *overrides) == 1
     assert message in capsys.readouterr().err
     assert work == {}
+
+
+def test_whatever_is_added_is_computed_in_the_precision_of_what_is_there(
+    run_script, work: Counter[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def precisions(folder: str) -> tuple[set[str], set[str]]:
+        results = load_results(Path(folder, "results.parquet"))
+        return {run["precision"] for run in results.runs}, set(results.levels("mixed_precision", kind="final"))
+
+    other = {"bf16": "fp32", "fp32": "bf16"}[resolve_precision("auto", "cpu")]  # than this machine would choose
+    assert run_script("reproduce", *SMALL, "folder=first", f"mixed_precision={other}") == 0
+    Path("first/precision.json").unlink()  # a folder of an earlier version
+    assert run_script("reproduce", *SMALL, "folder=first", "experiment.seeds=[0,1]") == 0
+    assert precisions("first") == ({other}, {other})
+    joined = (*SMALL, "join=[first/results.parquet]", "experiment.seeds=[0,1,2]")
+    capsys.readouterr()
+    assert run_script("reproduce", *joined, "folder=second") == 0
+    assert f"computing in {other}" in capsys.readouterr().out
+    assert precisions("second") == ({other}, {other})
+    assert "same precision" not in Path("second/tables/coverage.md").read_text()
+
+    assert run_script("reproduce", *joined, "folder=third", "mixed_precision=auto") == 0
+    assert precisions("third") == ({"bf16", "fp32"}, {"bf16", "fp32"})
+    assert f"4 in {other}" in Path("third/tables/coverage.md").read_text()
+    assert json.loads(Path("third/precision.json").read_text())["mixed_precision"] != other
+    assert run_script("reproduce", *SMALL, "folder=first", "mixed_precision=int8") == 1
+    assert "mixed_precision='int8': choose one of auto, fp32, bf16, fp16" in capsys.readouterr().err

@@ -15,16 +15,16 @@ def episode(seed: int, coverage: float) -> dict[str, Any]:
     return {"seed": seed, **scores, "success": coverage > 0.95, "length": 300}
 
 
-def _settings(config: EvaluationConfig) -> dict[str, Any]:
-    return {**asdict(config), "sampler": "ddim", "mixed_precision": "fp32"}
+def _settings(config: EvaluationConfig, precision: str = "fp32") -> dict[str, Any]:
+    return {**asdict(config), "sampler": "ddim", "mixed_precision": precision}
 
 
-def train(cell: Cell, *_: Any) -> None:
+def train(cell: Cell, device: str = "cpu", lock: int = 0, precision: str = "") -> None:
     cell.run_dir.mkdir(parents=True)
     cell.check_overrides()
     kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
     coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
-    summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, "")}
+    summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, ""), "precision": precision}
     (cell.run_dir / "summary.json").write_text(json.dumps(summary))
     settings = _settings(EvaluationConfig(num_inference_steps=2))
     rollout = {"step": 10, "settings": settings, "episodes": [episode(7, 0.25)]}
@@ -32,12 +32,12 @@ def train(cell: Cell, *_: Any) -> None:
     (cell.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, "train/loss": 0.1}) + "\n")
 
 
-def evaluate(cell: Cell, config: EvaluationConfig, *_: Any) -> None:
+def evaluate(cell: Cell, config: EvaluationConfig, device: str = "cpu", precision: str = "fp32") -> None:
     """Scores that tell the training seed, the sampling steps and the initial state."""
     score = cell.seed / 2 + (config.num_inference_steps or 0) / 100
     report = {
         "episodes": [episode(seed, score + seed / 1e7) for seed in config.seeds],
-        "settings": _settings(config),
+        "settings": _settings(config, precision),
         "seconds": {},
     }
     write_evaluation(cell.evaluation_file(config), report)

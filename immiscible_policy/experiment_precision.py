@@ -1,0 +1,68 @@
+"""The precision of an experiment: one for all its trainings and evaluations, on whatever machines they are made.
+
+What ``auto`` becomes depends on the processor. Cells that are made on different machines, or beside published ones,
+would otherwise be compared across precisions without anybody's having wanted it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from immiscible_policy.evaluation.results import RunResults
+from immiscible_policy.experiment import Experiment
+from immiscible_policy.files import write_json
+from immiscible_policy.training.precision import resolve_device, resolve_precision
+
+RECORD = "precision.json"
+
+
+def experiment_precision(
+    experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults], given: str | None, device: str
+) -> str:
+    """The precision that missing cells are to be made in: fp32, bf16 or fp16.
+
+    Args:
+        folder: of the experiment, where the first precision is recorded for later calls and other machines.
+        joined: as ``experiment_join.find_joined`` gives them.
+        given: auto | fp32 | bf16 | fp16, for this call; None keeps to what the folder records, else to what most
+            finished and joined trainings have, else to ``auto``.
+        device: auto | cpu | cuda.
+
+    Raises:
+        ValueError: the device cannot compute in it.
+    """
+    record, place = folder / RECORD, resolve_device(device)
+    wanted = given or _recorded(record) or _most_frequent(experiment, folder, joined) or "auto"
+    precision = resolve_precision(wanted, place)
+    if not record.is_file():
+        _record_first(record, precision)
+    return precision if given else _recorded(record) or precision  # another machine's record may have come first
+
+
+def _most_frequent(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults]) -> str | None:
+    """Precision of most trainings that are there."""
+    summaries = [cell.run_dir / "summary.json" for cell in experiment.cells(folder) if cell.is_trained]
+    known = [json.loads(path.read_text())["precision"] for path in summaries]
+    known += [results.record["precision"] for results in joined.values()]
+    counted = Counter(precision for precision in known if precision).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def _recorded(record: Path) -> str | None:
+    return str(json.loads(record.read_text())["mixed_precision"]) if record.is_file() else None
+
+
+def _record_first(record: Path, precision: str) -> None:
+    """Write the record whole, unless somebody else's is there by then."""
+    mine = record.with_name(f".{record.name}.{os.getpid()}")
+    write_json(mine, {"mixed_precision": precision})
+    try:
+        os.link(mine, record)
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink()
