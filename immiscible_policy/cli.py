@@ -1,5 +1,6 @@
 """What the scripts share: configuration errors that teach, one line for an expected failure, and resume."""
 
+import contextlib
 import functools
 import os
 import re
@@ -11,6 +12,7 @@ import gymnasium as gym
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +76,7 @@ def run(entry: Callable[[], None], config_name: str) -> None:
 
     Set HYDRA_FULL_ERROR=1 for tracebacks.
     """
+    sys.argv = quote_values(sys.argv)
     if WANTS_TRACEBACKS:
         entry()
         return
@@ -85,6 +88,30 @@ def run(entry: Callable[[], None], config_name: str) -> None:
         fail(explain(error, config_name))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def quote_values(argv: Sequence[str]) -> list[str]:
+    """Arguments with quotes around values that Hydra's grammar would refuse and that are text, whatever is in them.
+
+    Such are the names of checkpoints (``step=0012000``), folders called ``run (1)`` or ``José``, and ``KNN(k=2)``.
+    """
+    return [argv[0], *(_quoted(argument) for argument in argv[1:])]
+
+
+def _quoted(argument: str) -> str:
+    name, _, value = argument.partition("=")
+    if argument.startswith("-") or not value or value[0] in "[{'\"":
+        return argument
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(argument)
+    except HydraException:
+        escaped = value.replace("'", "\\'")
+        for candidate in (f"'{value}'", f'"{value}"', f"'{escaped}'"):
+            with contextlib.suppress(HydraException):
+                if str(parser.parse_override(f"{name}={candidate}").value()) == value:
+                    return f"{name}={candidate}"
+    return argument
 
 
 def one_line_errors(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -16,8 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from immiscible_policy import grid_run
 from immiscible_policy.data.sources import load_demonstrations
+from immiscible_policy.data.windows import split_episodes
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.modes import demonstration_modes, replay_episodes
 from immiscible_policy.evaluation.results import RunResults, collect_results, reserved_names
@@ -74,12 +77,13 @@ class Experiment:
             _evaluation_configs(settings)
             for name, levels in settings.get("only", {}).items():
                 allowed = self.seeds if name == "seed" else self.factors.get(name, ())
-                if isinstance(levels, str) or not set(levels) <= set(allowed):
+                if not isinstance(levels, list | tuple) or not set(levels) <= set(allowed):
                     raise ValueError(
                         f"evaluations: only.{name}={levels}: choose a list out of {', '.join(map(str, allowed))}"
                         if allowed
                         else f"evaluations: only.{name}: choose seed or one of {', '.join(self.factors)}"
                     )
+        self._check_evaluations()
         for name, settings in self.measurements.items():
             if name not in SETTINGS:
                 raise ValueError(f"measurements: {name!r} is none of {', '.join(SETTINGS)}")
@@ -88,6 +92,22 @@ class Experiment:
                 raise ValueError(
                     f"measurements.{name}: {', '.join(sorted(unknown))} is none of {', '.join(SETTINGS[name])}"
                 )
+
+    def _check_evaluations(self) -> None:
+        """Refuse evaluations of which no table could be made: their episodes could not be told apart, or paired."""
+        every = {config for settings in self.evaluations for config in _evaluation_configs(settings)}
+        for steps in {config.num_inference_steps for config in every}:
+            if steps is None:
+                raise ValueError("evaluations: num_inference_steps is missing, by which rows are told apart")
+            states = {(c.seed_start, c.n_episodes) for c in every if c.num_inference_steps == steps}
+            if len(states) > 1:
+                listed = ", ".join(f"{first} to {first + n - 1}" for first, n in sorted(states))
+                raise ValueError(
+                    f"evaluations: those of num_inference_steps={steps} have different initial states ({listed}): give "
+                    "them the same n_episodes and seed_start, so that all arms are compared over the same"
+                )
+        if len({config.mixed_precision for config in every}) > 1:
+            raise ValueError("evaluations: mixed_precision must be the same for all, or left out")
 
     def missing_measurements(self, cell: Cell) -> list[str]:
         """Those not made yet, or made with other settings."""
@@ -110,6 +130,9 @@ class Experiment:
 def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:
     """All combinations of the settings that are lists."""
     lists = {k: v if isinstance(v, list | tuple) else [v] for k, v in settings.items() if k in VARIED}
+    empty = [name for name, values in lists.items() if not values]
+    if empty:
+        raise ValueError(f"evaluations: {', '.join(empty)}: an empty list, so that nothing would be evaluated")
     for name, value in settings.items():
         if isinstance(value, list | tuple) and name not in VARIED:
             raise ValueError(f"evaluations: {name}={value}: may not be a list; those that may: {', '.join(VARIED)}")
@@ -178,9 +201,14 @@ def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) 
 
     Args:
         joined: folders of cells whose results are those of trainings made elsewhere.
+
+    Raises:
+        ValueError: a cell was made with other settings than the experiment's.
     """
     cells = experiment.cells(folder)
     here = [cell for cell in cells if cell.folder not in joined]
+    for cell in here:
+        cell.check_overrides()
     trained = sum(cell.is_trained for cell in here)
     missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in here)
     taken = f", {len(joined)} joined" if joined else ""
@@ -191,7 +219,12 @@ def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) 
 
 
 def is_done(experiment: Experiment, cell: Cell) -> bool:
-    """Whether nothing of the cell is missing."""
+    """Whether nothing of the cell is missing.
+
+    Raises:
+        ValueError: it was made with other settings than the experiment's.
+    """
+    cell.check_overrides()
     missing = cell.missing(experiment.evaluation_configs(cell)) or experiment.missing_measurements(cell)
     return cell.is_trained and not missing
 
@@ -208,12 +241,15 @@ def collect(
     """
     path = folder / "results.parquet"
     cells = [cell for cell in experiment.cells(folder) if cell.is_trained or cell.folder in (joined or {})]
+    for cell in cells:
+        if cell.folder not in (joined or {}):
+            cell.check_overrides()
     wanted = {
         cell.folder: [cell.evaluation_file(config).name for config in experiment.evaluation_configs(cell)]
         for cell in cells
     }
     places = [(cell.folder, cell.levels, cell.seed) for cell in cells]
-    collect_results(experiment.name, places, path, wanted, joined, _with_ways)
+    collect_results(experiment.name, places, path, wanted, joined, experiment.measurements, _with_ways)
     record = folder / "experiment.json"
     command = " ".join(["python", *sys.argv])
     if not worked and record.is_file():
@@ -225,17 +261,26 @@ def collect(
 def _with_ways(demonstrations: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run's demonstrations with their ways round the block, where they can still be read."""
     known = demonstrations.get("ways")
-    found = known or _ways(*(demonstrations[name] for name in ("path", "n_episodes", "n_steps")))
+    limit = demonstrations.get("max_train_episodes")
+    split = None if limit is None else (demonstrations["val_ratio"], demonstrations["split_seed"], limit)
+    found = known or _ways(*(demonstrations[name] for name in ("path", "n_episodes", "n_steps")), split)
     return {**demonstrations, "ways": found}
 
 
 @cache
-def _ways(path: str, n_episodes: int, n_steps: int) -> dict[str, Any] | None:
-    """First ways of all these demonstrations; None where they cannot be read, or are others by now."""
+def _ways(path: str, n_episodes: int, n_steps: int, split: tuple[float, int, int] | None) -> dict[str, Any] | None:
+    """First ways of these demonstrations; None where they cannot be read, or are others by now.
+
+    Args:
+        split: as ``split_episodes`` takes it where training was limited to fewer; None counts all of them.
+    """
     try:
         replay = load_demonstrations(Path(path), ("state",), n_episodes)
     except (ValueError, OSError):
         return None
     if replay.n_steps != n_steps or "state" not in replay.arrays:
         return None
-    return demonstration_modes(replay_episodes(replay)).all.as_dict()
+    episodes = replay_episodes(replay)
+    if split is not None:
+        episodes = [episodes[index] for index in np.flatnonzero(split_episodes(len(episodes), *split)[0])]
+    return demonstration_modes(episodes).all.as_dict()

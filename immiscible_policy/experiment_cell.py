@@ -127,6 +127,7 @@ def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int],
     """What the policy does with N(0, I) and with the noise it was trained on, on the demonstrations held out."""
     cfg = OmegaConf.load(cell.run_dir / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
+    cfg.device = str(policy.device)  # where it was trained there may be others
     data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text())["path"])
     held_out = data.validation if data.validation is not None else data.train
     return measure_prior_gap(

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
-from immiscible_policy.evaluation.results import INITIAL_NOISE, RunResults, results_by_overrides
+from immiscible_policy.evaluation.results import INITIAL_NOISE, RunResults, measured_as, results_by_overrides
 from immiscible_policy.experiment import Experiment, is_done
 from immiscible_policy.experiment_cell import Cell, possible
 
-# Settings that tell one evaluation's rows from another's, besides the initial states.
+# Settings that tell one evaluation's rows from another's, besides the initial states and the precision.
 _SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
 
 
@@ -71,10 +71,7 @@ def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunRe
     configs = experiment.evaluation_configs(cell)
     missing = _missing(results, configs)
     wanted = {(_key(asdict(config)), state) for config in configs if config not in missing for state in config.seeds}
-    record = dict(results.record)
-    for name, settings in experiment.measurements.items():
-        if record[name] is not None and record[name]["settings"] != dict(settings):
-            record[name] = None
+    record = measured_as(results.record, experiment.measurements)
     rows = [row for row in results.rows if row["kind"] != "final" or (_key(row), row["evaluation_seed"]) in wanted]
     return RunResults(record, rows)
 
@@ -84,9 +81,10 @@ def _missing(results: RunResults, configs: Sequence[EvaluationConfig]) -> list[E
     states = defaultdict(set)
     for row in results.rows:
         if row["kind"] == "final":
-            states[_key(row)].add(row["evaluation_seed"])
+            states[_key(row), row["mixed_precision"]].add(row["evaluation_seed"])
+            states[_key(row), "auto"].add(row["evaluation_seed"])  # which any will do for
     every = possible(configs, results.record["trained_with"])
-    return [config for config in every if not states[_key(asdict(config))].issuperset(config.seeds)]
+    return [c for c in every if not states[_key(asdict(c)), c.mixed_precision].issuperset(c.seeds)]
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ would otherwise be compared across precisions without anybody's having wanted it
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ def experiment_precision(
     record, place = folder / RECORD, resolve_device(device)
     wanted = given or _recorded(record) or _most_frequent(experiment, folder, joined) or "auto"
     precision = resolve_precision(wanted, place)
-    if not record.is_file():
+    if _recorded(record) is None:
         _record_first(record, precision)
     return precision if given else _recorded(record) or precision  # another machine's record may have come first
 
@@ -53,16 +52,18 @@ def _most_frequent(experiment: Experiment, folder: Path, joined: Mapping[Path, R
 
 
 def _recorded(record: Path) -> str | None:
-    return str(json.loads(record.read_text())["mixed_precision"]) if record.is_file() else None
+    """What the record says; None where there is none, or where it is empty since it is just being written."""
+    text = record.read_text() if record.is_file() else ""
+    return str(json.loads(text)["mixed_precision"]) if text else None
 
 
 def _record_first(record: Path, precision: str) -> None:
-    """Write the record whole, unless somebody else's is there by then."""
-    mine = record.with_name(f".{record.name}.{os.getpid()}")
-    write_json(mine, {"mixed_precision": precision})
+    """Write the record, unless another process, perhaps on another machine, has done so by then."""
+    content = {"mixed_precision": precision}
+    record.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(mine, record)
+        with open(record, "x", encoding="utf-8") as file:
+            file.write(json.dumps(content))
     except FileExistsError:
-        pass
-    finally:
-        mine.unlink()
+        if _recorded(record) is None:  # killed before it wrote
+            write_json(record, content)

@@ -74,17 +74,24 @@ class GridRun:
         return (self.run_dir / "summary.json").is_file()
 
     def check_overrides(self) -> None:
-        """Refuse a folder that was made with other settings: its results would stand in the wrong row."""
-        record, content = self.folder / "cell.json", {"levels": dict(self.levels), "overrides": list(self.overrides)}
-        if not record.is_file():
-            write_json(record, content)
-            return
-        before = json.loads(record.read_text())
-        if before["overrides"] != content["overrides"]:
+        """Refuse a folder that was made with other settings: its results would stand in the wrong row.
+
+        Raises:
+            ValueError: it was.
+        """
+        record = self.folder / "cell.json"
+        before = json.loads(record.read_text()) if record.is_file() else None
+        if before is not None and before["overrides"] != list(self.overrides):
             raise ValueError(
                 f"{self.folder} was trained with {' '.join(before['overrides'])}, the experiment now says "
                 f"{' '.join(self.overrides)}: take another folder, or remove this one"
             )
+
+    def record_overrides(self) -> None:
+        """Write down what the folder is made with, for ``check_overrides``."""
+        record = self.folder / "cell.json"
+        if not record.is_file():
+            write_json(record, {"levels": dict(self.levels), "overrides": list(self.overrides)})
 
     def train(self, device: str, lock: int, precision: str = "auto") -> None:
         """Train in a process of its own, which keeps the folder locked even if this one is killed.
@@ -116,10 +123,23 @@ class GridRun:
 
 
 def check_grid(factors: Mapping[str, Mapping[str, Sequence[str]]], seeds: Sequence[int]) -> None:
-    """Raise a ValueError for factors without levels, and for training seeds that are missing or not different."""
+    """Check a grid.
+
+    Raises:
+        ValueError: a factor has no levels, levels cannot be told apart, or training seeds are missing or not different.
+    """
     empty = [name for name, levels in factors.items() if not levels]
     if empty or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={list(seeds)} must be different ones, and factors have levels; empty: {empty}")
+    unnamed = [
+        f"{name}.{level!r}" for name, levels in factors.items() for level in levels if not isinstance(level, str)
+    ]
+    if unnamed:
+        raise ValueError(f"factors: {', '.join(unnamed)}: names of levels are text, so put them in quotes")
+    names = ["-".join(levels) for levels in itertools.product(*factors.values())]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"factors: two combinations of levels would share the folder {repeated}; rename a level")
 
 
 @dataclass
@@ -156,11 +176,12 @@ def work_off(
                 if lock is None:
                     elsewhere.append((number, run))
                     continue
-                if is_done(run):  # asked under the lock: nobody can finish it in between
-                    progress.skipped += 1
-                    continue
                 try:
                     run.check_overrides()
+                    if is_done(run):  # asked under the lock: nobody can finish it in between
+                        progress.skipped += 1
+                        continue
+                    run.record_overrides()
                     work(run, title, lock)
                 except Exception as error:
                     progress.failed.append(run.folder.name)

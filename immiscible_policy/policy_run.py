@@ -24,7 +24,7 @@ from immiscible_policy.policy_data import PolicyData, load_data
 from immiscible_policy.run_setup import begin_run, fit, is_main_process, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
-from immiscible_policy.training.metrics import read_metrics, write_metrics
+from immiscible_policy.training.metrics import last_logged, read_metrics, write_metrics
 
 # Training data that a policy keeps where coupled inference needs them: several batches, of 128 KiB for PushT.
 N_COMPANIONS = 1024
@@ -168,11 +168,16 @@ def last_policy_folder(folder: Path) -> Path:
 
 
 def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The checkpoint rules of the published tables, over the rollouts made while training."""
-    points = [line for line in metrics if line.get("rollout/max_reward") is not None and "train/loss" in line]
+    """The checkpoint rules of the published tables, over the rollouts made while training.
+
+    A rollout's training loss is the last that was logged by then. Rollouts before the first are left out.
+    """
+    rollouts = [line for line in metrics if line.get("rollout/max_reward") is not None]
+    known = [(line, last_logged(metrics, "train/loss", line["step"])) for line in rollouts]
+    points = [line for line, loss in known if loss is not None]
+    losses = [loss for _, loss in known if loss is not None]
     if not points:
         return {}
-    losses = [line["train/loss"] for line in points]
     rules: dict[str, Any] = {"definitions": RULES}
     for measure in ("max_reward", "max_coverage"):
         scores = [line[f"rollout/{measure}"] for line in points]

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import made_up_cells
 import numpy as np
 import pytest
 
 from immiscible_policy import grid_run
+from immiscible_policy.data.sources import load_demonstrations
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results import load_results
@@ -43,6 +45,7 @@ TRAIN = (
     "dataset.val_ratio=0",
     "num_threads=1",
 )
+AT_4 = {"num_inference_steps": 4}
 # Announces on stdout and waits for a line on stdin, so that the test decides where it dies.
 WORKER = """
 import json, sys
@@ -155,6 +158,15 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     assert work_off(experiment, broken, "cpu", announced.append).skipped == 2
     assert status(experiment, broken) == "tiny: 2 of 2 trained, 0 evaluations missing"
 
+    # What was trained elsewhere, on a GPU say, can be measured here.
+    config = trained.run_dir / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda:7"))
+    assert "device: cuda:7" in config.read_text()
+    before = json.loads(trained.measurement_file("prior_gap").read_text())
+    trained.measurement_file("prior_gap").unlink()
+    assert work_off(experiment, broken, "cpu", announced.append).failed == [], announced
+    assert json.loads(trained.measurement_file("prior_gap").read_text()) == before
+
 
 def test_a_cell_that_somebody_works_on_is_left_alone(store: Path, tmp_path: Path) -> None:
     experiment = Experiment(**settings(store))
@@ -226,6 +238,51 @@ def test_a_folder_made_with_other_settings_is_refused(store: Path, tmp_path: Pat
     assert "was trained with steps=99" in announced[-1]
 
 
+def test_finished_cells_made_with_other_settings_are_refused(tmp_path: Path) -> None:
+    content = {
+        "factors": {"coupling": {"none": ["coupling=none"], "knn": ["k=2"]}},
+        "seeds": [0],
+        "evaluations": [AT_4],
+    }
+    made = Experiment("x", **content, train=["steps=20"])
+    for cell in made.cells(tmp_path):
+        made_up_cells.finish(made, cell)
+    other = Experiment("x", **content, train=["steps=6000"])
+    announced: list[str] = []
+    assert work_off(other, tmp_path, "cpu", announced.append).failed == ["none-seed0", "knn-seed0"]
+    assert "was trained with steps=20" in announced[0]
+    for refused in (status, collect):
+        with pytest.raises(ValueError, match=r"none-seed0 was trained with steps=20 .* now says steps=6000"):
+            refused(other, tmp_path)
+
+
+def test_demonstrations_that_training_was_limited_to_are_those_whose_ways_are_counted(
+    store: Path, tmp_path: Path
+) -> None:
+    content = {"factors": {"coupling": {"none": ["coupling=none"]}}, "seeds": [0], "evaluations": [AT_4]}
+    experiment = Experiment("x", **content)
+    cell = experiment.cells(tmp_path)[0]
+    made_up_cells.finish(experiment, cell)
+    summary = json.loads((cell.run_dir / "summary.json").read_text())
+    n_steps = load_demonstrations(store, ("state",)).n_steps
+    source = {"path": str(store), "n_episodes": 3, "n_steps": n_steps, "val_ratio": 0.0, "split_seed": 42}
+    for limit, counted in ((None, 3), (2, 2)):
+        summary["demonstrations"] = {**source, "max_train_episodes": limit}
+        (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+        ways = load_results(collect(experiment, tmp_path)).runs[0]["demonstrations"]["ways"]["counts"]
+        assert sum(ways.values()) == counted
+
+
+def test_measurements_with_other_settings_are_not_collected(tmp_path: Path) -> None:
+    content = {"factors": {"coupling": {"none": ["coupling=none"]}}, "seeds": [0], "evaluations": [AT_4]}
+    made = Experiment("x", **content, measurements={"modes": {"n_starts": 4}})
+    made_up_cells.finish(made, made.cells(tmp_path)[0])
+    for n_starts, collected in ((4, True), (16, False)):
+        asked = Experiment("x", **content, measurements={"modes": {"n_starts": n_starts}})
+        assert bool(load_results(collect(asked, tmp_path)).runs[0]["modes"]) == collected
+    assert load_results(collect(Experiment("x", **content), tmp_path)).runs[0]["modes"] is None
+
+
 def test_cells_are_all_combinations_and_whole_seeds_come_first(tmp_path: Path) -> None:
     factors = {"objective": {"ddpm": ["a"], "flow": ["b"]}, "coupling": {"none": ["c"], "knn": ["d"]}}
     cells = Experiment("x", factors, [3, 4], [], ["t"]).cells(tmp_path)
@@ -284,6 +341,23 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"evaluations": [{"n_episodes": [10, 20]}]}, r"evaluations: n_episodes=\[10, 20\]: may not be a list"),
         ({"evaluations": [{"n_videos": 2}]}, r"evaluations: n_videos=2: an experiment's evaluations make no videos"),
         ({"evaluations": [{"inference_coupling": "hot"}]}, r"mode='hot': choose one of none, warm, two_pass"),
+        ({"evaluations": [{"only": {"seed": 0}}]}, r"only.seed=0: choose a list out of 0"),
+        ({"evaluations": [{"num_inference_steps": []}]}, r"evaluations: num_inference_steps: an empty list"),
+        ({"evaluations": [{"num_inference_steps": 0}]}, r"num_inference_steps=0: must be at least 1"),
+        ({"evaluations": [{"n_episodes": 3}]}, r"evaluations: num_inference_steps is missing"),
+        (
+            {"evaluations": [{**AT_4, "n_episodes": 9}, {**AT_4, "inference_coupling": "warm", "n_episodes": 5}]},
+            r"num_inference_steps=4 have different initial states \(100000 to 100004, 100000 to 100008\)",
+        ),
+        (
+            {"evaluations": [{**AT_4, "mixed_precision": "bf16"}, AT_4]},
+            r"evaluations: mixed_precision must be the same for all",
+        ),
+        ({"factors": {"coupling": {"none": []}, "size": {25: []}}}, r"factors: size.25: names of levels are text"),
+        (
+            {"factors": {"coupling": {"none": [], "none-x": []}, "size": {"y": [], "x-y": []}}},
+            r"factors: two combinations of levels would share the folder none-x-y",
+        ),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:

@@ -71,8 +71,8 @@ def test_only_what_is_asked_for_is_taken_and_the_rest_is_named(published: Path, 
 
     more = experiment(
         evaluations=[
-            *EVALUATIONS,
-            {"n_episodes": 4, "num_inference_steps": 4, "only": {"seed": [1]}},  # of which three are there
+            {**EVALUATIONS[0], "num_inference_steps": 4},
+            {"n_episodes": 4, "num_inference_steps": 2, "only": {"seed": [1]}},  # of which three are there
             {"n_episodes": 3, "num_inference_steps": 4, "inference_coupling": "warm"},  # of none it is plain inference
         ],
         seeds=[0, 1],
@@ -80,6 +80,9 @@ def test_only_what_is_asked_for_is_taken_and_the_rest_is_named(published: Path, 
     joined = find_joined(more, tmp_path / "b", [published])
     lacking = incomplete(more, tmp_path / "b", joined)
     assert [cell.folder.name for cell in lacking] == ["knn-seed0", "none-seed1", "knn-seed1"]
+
+    exact = experiment(evaluations=[{**EVALUATIONS[0], "mixed_precision": "bf16"}])  # fp32 is there
+    assert len(incomplete(exact, tmp_path / "d", find_joined(exact, tmp_path / "d", [published]))) == 4
 
     other = experiment(measurements={"modes": {"n_starts": 8}})
     joined = find_joined(other, tmp_path / "c", [published])

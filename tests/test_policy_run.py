@@ -15,7 +15,7 @@ from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import write_replay
 from immiscible_policy.policy import DiffusionPolicy, load_policy
 from immiscible_policy.policy_data import load_data
-from immiscible_policy.policy_run import build_policy, train_policy
+from immiscible_policy.policy_run import build_policy, rollout_rules, train_policy
 from immiscible_policy.training import trainer
 
 TINY = (
@@ -172,6 +172,22 @@ def test_an_image_policy_meets_the_wrong_environment(store: Path, tmp_path: Path
     with pytest.raises(ValueError, match=r"has shape \{'pixels': \(96, 96, 3\).* was trained on \(5,\)"):
         evaluate_policy(policy, EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
     assert json.dumps(policy.task)
+
+
+def test_checkpoint_rules_are_over_all_rollouts_after_the_first_loss() -> None:
+    lines = [
+        {"step": step, "rollout/max_reward": step / 100, "rollout/max_coverage": 0.5} for step in range(10, 110, 10)
+    ]
+    for line in lines[2::3]:  # losses at 30, 60 and 90, of which the first is the lowest
+        line["train/loss"] = line["step"]
+    rules = rollout_rules(lines)["max_reward"]
+    assert {name: rule["n_points"] for name, rule in rules.items()} == {
+        "last_k_mean": 8,
+        "k_min_train_loss_mean": 8,
+        "max_score": 8,
+    }
+    assert rules["max_score"]["value"] == 1.0
+    assert rollout_rules(lines[:2]) == {}
 
 
 def test_images_are_no_demonstrations() -> None:

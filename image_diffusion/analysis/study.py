@@ -117,8 +117,13 @@ class Study:
         """For every combination of the other factors its name and its arms' finished trainings, the baseline first.
 
         Arms without a finished training are left out, combinations without one of the baseline, too.
+
+        Raises:
+            ValueError: a training was made with other settings than the study's.
         """
         finished = [run for run in self.trainings(folder) if run.is_trained]
+        for run in finished:
+            run.check_overrides()
         factors = self.chosen
         others = [name for name in factors if name != self.compare]
         arms = [self.baseline, *(arm for arm in factors[self.compare] if arm != self.baseline)]

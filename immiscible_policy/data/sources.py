@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data.generate import generate_demonstrations
@@ -20,6 +21,15 @@ class DemonstratorSet:
     n_episodes: int = 200
     seed: int = 0
     goal_pose: Pose = GOAL_POSE
+
+
+def demonstrations_text(source: Mapping[str, Any]) -> str:
+    """The demonstrations that a run recorded, in a few words: ``206 of human.zarr``, ``25 of the 206 of human.zarr``.
+
+    The number leaves out what a training holds out for validation, but not that it was limited to fewer.
+    """
+    limit, all_of_them = source.get("max_train_episodes"), f"{source['n_episodes']} of {Path(str(source['path'])).name}"
+    return all_of_them if limit is None or limit >= source["n_episodes"] else f"{limit} of the {all_of_them}"
 
 
 def locate_demonstrations(

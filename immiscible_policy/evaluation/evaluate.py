@@ -1,5 +1,6 @@
 """Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,10 @@ class EvaluationConfig:
         n_videos: how many of the first episodes are recorded.
         mixed_precision: auto | fp32 | bf16 | fp16 for the network.
         inference_coupling, first_chunk, selection, known_only, noise_scale: of the initial noise, see
-            ``InferenceCoupling``.
+            ``InferenceCoupling``, which sets what a mode has no use for to its default.
+
+    Raises:
+        ValueError: an argument out of range.
     """
 
     n_episodes: int = 200
@@ -53,7 +57,12 @@ class EvaluationConfig:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        self.noise_selection()  # which refuses what is not allowed
+        chosen = self.noise_selection()  # which refuses what is not allowed
+        for name in ("first_chunk", "selection", "known_only"):
+            object.__setattr__(self, name, getattr(chosen, name))
+        steps = self.num_inference_steps
+        if steps is not None and steps < 1:
+            raise ValueError(f"num_inference_steps={steps}: must be at least 1, or null for the policy's own")
         if self.n_episodes < 1:
             raise ValueError(f"n_episodes={self.n_episodes}: must be at least 1")
         if not 0 <= self.n_videos <= self.n_episodes:
@@ -179,6 +188,7 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> str:
     """The measures as aligned lines, each with its definition."""
     lines = []
     for name, value in metrics.items():
-        interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
-        lines.append(f"  {name:<15}{value['mean']:8.3f}  95% {interval:<18}  {DEFINITIONS[name]}")
+        known = math.isfinite(value["low"])  # of one episode nothing is
+        interval = f"95% [{value['low']:.3f}, {value['high']:.3f}]" if known else "one episode"
+        lines.append(f"  {name:<15}{value['mean']:8.3f}  {interval:<22}  {DEFINITIONS[name]}")
     return "\n".join(lines)

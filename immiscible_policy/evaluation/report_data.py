@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.coupling import __all__ as couplings
+from immiscible_policy.data.sources import demonstrations_text
 from immiscible_policy.training.metrics import read_metrics
 
 REPORT = "report.html"
@@ -97,9 +98,12 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The demonstrations in a few words, such as ``206 of pusht_cchi_v7_replay.zarr``."""
-        path, n_episodes = (part(self.demonstrations or {}, key) for key in ("path", "n_episodes"))
-        return f"{n_episodes} of {Path(str(path)).name}" if path else "demonstrations unknown"
+        """The demonstrations in a few words."""
+        source = mapping(self.demonstrations)
+        if not source.get("path") or not isinstance(source.get("n_episodes"), int):
+            return "demonstrations unknown"
+        limit = part(self.config, "dataset", "max_train_episodes")
+        return demonstrations_text({**source, "max_train_episodes": limit if isinstance(limit, int) else None})
 
     def path_for_commands(self) -> str:
         """The run folder as a command typed in the run's working directory would name it."""

@@ -1,5 +1,6 @@
 """What the report of one training run shows, for ``report_templates/run.html.jinja``."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,6 @@ def _watch_command(run: RunRecord) -> str:
         names += ["inference_coupling", "first_chunk", "selection", "known_only"]
     names += ["noise_scale"] if settings.get("noise_scale", 1.0) != 1 else []
     given = {name: settings[name] for name in names if settings.get(name) is not None}
-    if "selection" in given:
-        given["selection"] = f"'{given['selection']}'"  # which has brackets, that Hydra would read itself
     options = [f"{name}={value}" for name, value in given.items()]
     return run.command("eval_policy", f"checkpoint={run.path_for_commands()}", "n_episodes=1", "n_videos=1", *options)
 
@@ -210,7 +209,7 @@ def _evaluation_text(run: RunRecord, settings: dict[str, Any]) -> str:
 
 
 def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:

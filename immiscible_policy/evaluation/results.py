@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from immiscible_policy.files import complete_or_absent
-from immiscible_policy.training.metrics import read_metrics
+from immiscible_policy.training.metrics import last_logged, read_metrics
 
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
 # What an evaluation chooses of the noise that sampling starts from.
@@ -127,6 +127,7 @@ def collect_results(
     path: Path,
     wanted: Mapping[Path, Collection[str]] | None = None,
     joined: Mapping[Path, RunResults] | None = None,
+    measurements: Mapping[str, Mapping[str, Any]] | None = None,
     describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Join the evaluations of cells, and the rollouts made while they trained, in one table at ``path``.
@@ -137,6 +138,8 @@ def collect_results(
         wanted: folder -> file names of the evaluations to take; all of them where it is None. A folder may hold others,
             made before an experiment was changed.
         joined: folder -> results that stand for what the folder holds, which need not be there.
+        measurements: name -> settings of what else is to be taken; all of it where it is None. What a folder holds that
+            was measured with other settings is left out.
         describe: record of a run's demonstrations -> the same with whatever else is to be known of them.
     """
     rows: list[dict[str, Any]] = []
@@ -144,7 +147,7 @@ def collect_results(
     factors = list(cells[0][1]) if cells else []
     for folder, levels, seed in cells:
         files = None if wanted is None else wanted[folder]
-        found = (joined or {}).get(folder) or _read_cell(name, folder, files)
+        found = (joined or {}).get(folder) or _read_cell(name, folder, files, measurements)
         demonstrations = found.record["demonstrations"]
         described = {"demonstrations": describe(demonstrations)} if demonstrations else {}
         runs.append({"levels": dict(levels), "seed": seed, **found.record, **described})
@@ -171,7 +174,9 @@ def results_by_overrides(path: Path) -> list[tuple[list[str], RunResults]]:
     return found
 
 
-def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunResults:
+def _read_cell(
+    name: str, folder: Path, wanted: Collection[str] | None, measurements: Mapping[str, Mapping[str, Any]] | None
+) -> RunResults:
     """What ``collect_results`` takes of a cell's folder."""
     summary = json.loads((folder / "run" / "summary.json").read_text())
     grid = _content(folder / "cell.json") or {}
@@ -182,6 +187,8 @@ def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunRe
         **{k: summary[k] for k in _KEPT},
         **{measurement: _content(folder / f"{measurement}.json") for measurement in RUN_MEASUREMENTS},
     }
+    if measurements is not None:
+        record = measured_as(record, measurements)
     # Whatever folder the experiment was run in: a published table names no place on somebody's machine.
     usual = f"outputs/experiments/{name}/cells/{folder.name}"
     for place in (folder.resolve(), folder):
@@ -189,6 +196,20 @@ def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunRe
     found = sorted((folder / "evaluations").glob("*.parquet"))
     files = [file for file in found if wanted is None or file.name in wanted]
     return RunResults(record, [*_final_rows(files, summary["steps"]), *_rollout_rows(folder / "run")])
+
+
+def measured_as(record: Mapping[str, Any], measurements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A run's record without what was measured otherwise.
+
+    Args:
+        measurements: name -> settings of what is wanted.
+    """
+    kept = dict(record)
+    for name in RUN_MEASUREMENTS:
+        settings = measurements.get(name)
+        if kept[name] is not None and (settings is None or kept[name]["settings"] != dict(settings)):
+            kept[name] = None
+    return kept
 
 
 def _content(path: Path) -> Any:
@@ -213,11 +234,9 @@ def _rollout_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     lines = read_metrics(run_dir / "metrics.jsonl")
-    losses = {line["step"]: line["train/loss"] for line in lines if line.get("train/loss") is not None}
     by_step = {line["step"]: line for line in read_metrics(path)}  # a resumed run may repeat one
     for step, line in sorted(by_step.items()):
-        logged = [logged for logged in losses if logged <= step]
-        loss = losses[max(logged)] if logged else None
+        loss = last_logged(lines, "train/loss", step)
         for episode in line["episodes"]:
             yield _row("training", step, loss, line["settings"], episode)
 
@@ -236,15 +255,15 @@ def _table(rows: list[dict[str, Any]], factors: Sequence[str]) -> pa.Table:
     text = pa.dictionary(pa.int16(), pa.string())
     schema = pa.schema(
         [(name, text) for name in factors]
-        + [("training_seed", pa.int32()), ("kind", text), ("checkpoint_step", pa.int32()), ("train_loss", pa.float32())]
+        + [("training_seed", pa.int64()), ("kind", text), ("checkpoint_step", pa.int32()), ("train_loss", pa.float32())]
         + [
             ("num_inference_steps", pa.int16()),
             *[(name, text) for name in ("sampler", "inference_coupling", "selection", "first_chunk")],
             ("known_only", pa.bool_()),
             ("noise_scale", pa.float64()),
-            ("noise_seed", pa.int32()),
+            ("noise_seed", pa.int64()),
             ("mixed_precision", text),
-            ("evaluation_seed", pa.int32()),
+            ("evaluation_seed", pa.int64()),
             *_NUMBERS.items(),
             ("success", pa.bool_()),
             ("length", pa.int16()),

@@ -51,11 +51,15 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
 
 
 def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
-    """The split of the demonstrations that these runs were trained on, without a head."""
+    """The split of the demonstrations that these runs were trained on, without a head.
+
+    Those that training held out for validation are among them.
+    """
     rows, content = [], []
     runs = results.runs_with("modes", **fixed)
     records = [run["demonstrations"] for run in runs if run["demonstrations"]]
-    for record in {(record["path"], record["n_episodes"]): record for record in records}.values():
+    sets = ("path", "n_episodes", "max_train_episodes")
+    for record in {tuple(record.get(name) for name in sets): record for record in records}.values():
         ways = record.get("ways")
         if not ways:
             continue

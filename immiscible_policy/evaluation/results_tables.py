@@ -59,7 +59,7 @@ LEVEL_NOTE = (
 GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
     "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
-    "with, of the training seeds that have both."
+    "with; all of the training seeds that have both."
 )
 GAP_NOTE = (
     "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
@@ -177,12 +177,17 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
             if "none" not in found:
                 continue
             tables = {name: results.scores("max_coverage", **chosen) for name, chosen in found.items()}
-            successes = _same_states({name: results.scores("success", **chosen) for name, chosen in found.items()})
-            for row in compare_arms(_same_states(tables), "none")[1:]:
-                # Of the training seeds that have both.
-                plain, success = (
-                    float(np.mean([successes[name][seed] for seed in row.shared_seeds])) for name in ("none", row.arm)
+            successes = {name: results.scores("success", **chosen) for name, chosen in found.items()}
+            for name in found:
+                both = [seed for seed in tables["none"] if seed in tables[name]]
+                if name == "none" or not both:
+                    continue
+                pair, succeeded = (
+                    _same_states({arm: {seed: scores[arm][seed] for seed in both} for arm in ("none", name)})
+                    for scores in (tables, successes)
                 )
+                row = compare_arms(pair, "none")[1]
+                plain, success = (float(np.mean(list(succeeded[arm].values()))) for arm in ("none", name))
                 cells = [percent_cell(row.mean), points_cell(row.difference), p_cell(row.difference)]
                 shares = [f"{100 * plain:.1f}", f"{100 * success:.1f}"]
                 rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, *shares])
@@ -248,6 +253,7 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
     """Names and column values of the ways of inference that were evaluated."""
     chosen = results.where(kind="final", **values)
     ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in INITIAL_NOISE), strict=True))
+    named: set[str] = set()
     for way in ways:
         mode, selection, first, known, scale, noise_seed = way
         text = mode
@@ -257,6 +263,9 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
             text += " known only" if known else ""
         text += "" if scale == 1 else f" x {scale:g}"
         text += f" noise {noise_seed}" if noise_seed else ""
+        if text in named:
+            raise ValueError(f"{values}: two ways of inference are called {text!r}; one of them is {way}")
+        named.add(text)
         yield text, {"kind": "final", **values, **dict(zip(INITIAL_NOISE, way, strict=True))}
 
 

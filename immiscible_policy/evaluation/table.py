@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from immiscible_policy.data.sources import demonstrations_text
 from immiscible_policy.evaluation.statistics import (
     RULES,
     bootstrap_mean,
@@ -65,7 +66,7 @@ def arm_names(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _demonstrations(run: dict[str, Any]) -> str:
     source = run.get("demonstrations")
-    return "demonstrations unknown" if source is None else f"{source['n_episodes']} of {Path(source['path']).name}"
+    return "demonstrations unknown" if source is None else demonstrations_text(source)
 
 
 def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ FIRST_CHUNKS = ("two_pass", "independent")
 
 @dataclass(frozen=True)
 class InferenceCoupling:
-    """Settings of coupled inference.
+    """Settings of coupled inference. Those that the mode has no use for are set to their defaults.
 
     Args:
         mode: ``none`` starts from N(0, I). ``warm`` chooses the noise against the previous plan, shifted by the actions
@@ -56,6 +56,11 @@ class InferenceCoupling:
             raise ValueError(f"inference_coupling.noise_scale={self.noise_scale}: must be 0 or more")
         if self.selection is not None:
             parse_coupling(self.selection)
+        # So that settings are equal where what they do is.
+        unused = {"none": ("first_chunk", "selection", "known_only"), "two_pass": ("first_chunk", "known_only")}
+        for setting in fields(self):
+            if setting.name in unused.get(self.mode, ()):
+                object.__setattr__(self, setting.name, setting.default)
 
     def coupling_for(self, policy: DiffusionPolicy) -> Coupling:
         """The coupling that chooses for ``policy``.

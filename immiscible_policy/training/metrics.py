@@ -76,3 +76,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def write_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write what ``read_metrics`` reads, atomically."""
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def last_logged(lines: Iterable[Mapping[str, Any]], name: str, step: int) -> float | None:
+    """The last number of a name that was logged at or before a step; None where there is none.
+
+    Args:
+        lines: as ``read_metrics`` gives them.
+    """
+    known = [(line["step"], line[name]) for line in lines if line["step"] <= step and line.get(name) is not None]
+    return float(max(known, key=lambda pair: pair[0])[1]) if known else None

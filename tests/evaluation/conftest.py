@@ -44,7 +44,7 @@ def configuration(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         *parents, key = name.split(".")
         node: Any = config
         for parent in parents:
-            node = node[parent]
+            node = node.setdefault(parent, {})
         node[key] = value
     return config
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from envs.pusht.geometry import GOAL_POSE
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, environment_factory, evaluate_policy, summarize
+from immiscible_policy.evaluation.evaluate import (
+    EvaluationConfig,
+    environment_factory,
+    evaluate_policy,
+    metrics_table,
+    summarize,
+)
 from immiscible_policy.evaluation.rollout import Episode, rollout
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
@@ -57,6 +63,19 @@ def test_summary_is_the_mean_with_an_interval_around_it() -> None:
     assert summary["success"]["mean"] == pytest.approx(0.2)
     assert summary["max_reward"]["low"] < 0.45 < summary["max_reward"]["high"]
     assert summary["success"]["n"] == 10
+
+
+def test_settings_are_equal_where_what_they_do_is() -> None:
+    plain = EvaluationConfig(selection="KNN(k=2)", first_chunk="independent", known_only=True)
+    assert plain == EvaluationConfig()
+    twice = EvaluationConfig(inference_coupling="two_pass", selection="KNN(k=2)", first_chunk="independent")
+    assert twice == EvaluationConfig(inference_coupling="two_pass", selection="KNN(k=2)")
+    assert EvaluationConfig(inference_coupling="warm", known_only=True) != EvaluationConfig(inference_coupling="warm")
+
+
+def test_one_episode_has_no_interval() -> None:
+    episodes = [Episode(seed=1, max_reward=0.5, max_coverage=0.5, final_coverage=0.5, success=False, length=3)]
+    assert "nan" not in metrics_table(summarize(episodes))
 
 
 def test_a_policy_without_a_task_is_refused() -> None:

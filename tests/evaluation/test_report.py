@@ -449,6 +449,12 @@ def test_arms_are_named_by_what_differs(make_run, tmp_path: Path) -> None:
     ]
 
 
+def test_runs_on_fewer_of_the_demonstrations_are_another_arm(make_run, tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / "all"), make_run(tmp_path / "few", **{"dataset.max_train_episodes": 25})]
+    labels = report_data.arm_labels([report_data.read_run(folder) for folder in folders])
+    assert labels == ["KNN(k=2), 206 of human.zarr", "KNN(k=2), 25 of the 206 of human.zarr"]
+
+
 def test_only_runs_are_taken_for_runs(make_run, tmp_path: Path) -> None:
     make_run(tmp_path / "group" / "run")
     make_run(tmp_path / "group" / "run" / "inside")  # a run holds no runs

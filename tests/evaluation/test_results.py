@@ -10,6 +10,7 @@ import pytest
 from made_up_cells import episode
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
+from immiscible_policy.evaluation.results_cells import percent_cell
 from immiscible_policy.evaluation.results_figure import coverage_by_gap, coverage_by_steps, single_variant
 from immiscible_policy.evaluation.results_modes import mode_rows
 from immiscible_policy.evaluation.results_report import precision_note, write_tables
@@ -22,6 +23,7 @@ from immiscible_policy.evaluation.results_tables import (
     rules_rows,
     training_curves,
 )
+from immiscible_policy.evaluation.variance_components import mean_t
 
 FIXED = {"observation": "keypoints"}
 STATES = range(100, 140)
@@ -128,6 +130,15 @@ def test_differences_in_success_are_paired_by_training_seed(tmp_path: Path) -> N
     assert content[0]["success_difference"] is None
 
 
+def test_gains_need_a_seed_that_has_both(tmp_path: Path) -> None:
+    cells = [(tmp_path / f"cell-{seed}", {**FIXED, "coupling": "none"}, seed) for seed in (0, 1)]
+    for (folder, _, seed), lacking in zip(cells, ("none", "warm"), strict=True):
+        write_cell(folder, seed, 0.0, 0.4)
+        (folder / "evaluations" / f"{lacking}.parquet").unlink()
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    assert gain_rows(load_results(tmp_path / "results.parquet"), FIXED)[1] == []
+
+
 def test_gains_in_success_are_of_the_seeds_that_have_both(tmp_path: Path) -> None:
     cells = []
     for seed, offset in ((0, 0.0), (1, 0.5)):
@@ -137,7 +148,14 @@ def test_gains_in_success_are_of_the_seeds_that_have_both(tmp_path: Path) -> Non
     (tmp_path / "cell-1" / "evaluations" / "warm.parquet").unlink()
     collect_results("made up", cells, tmp_path / "results.parquet")
     results = load_results(tmp_path / "results.parquet")
-    _, content = gain_rows(results, FIXED)
+    rows, content = gain_rows(results, FIXED)
+    warm, plain = (
+        results.scores("max_coverage", kind="final", inference_coupling=name)[0] for name in ("warm", "none")
+    )
+    assert rows[1][3:5] == ["1", percent_cell(mean_t(np.array([list(warm.values())])))]
+    assert content[0]["difference"]["mean"] == pytest.approx(
+        np.mean(list(warm.values())) - np.mean(list(plain.values()))
+    )
     plain = results.scores("success", kind="final", inference_coupling="none")
     assert content[0]["success_plain"] == np.mean(list(plain[0].values()))
     assert content[0]["success_plain"] != np.mean([list(scores.values()) for scores in plain.values()])

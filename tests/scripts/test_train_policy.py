@@ -282,6 +282,10 @@ class StandIn:
         return Demonstration(states, states[:, :2] + 1.0, np.zeros(30, np.int64), 0.97, True)
 
 
+# How TINY chooses what is trained on.
+SPLIT = {"val_ratio": 0.3, "split_seed": 42, "max_train_episodes": None}
+
+
 def said_of_demonstrations(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("demonstrations: ")]
 
@@ -292,7 +296,7 @@ def test_the_demonstrators_are_made_once(run_script, tmp_path: Path, monkeypatch
     assert run_script("train_policy", *TINY, *options, "hydra.run.dir=run", "coupling=none") == 0
     made = "data/pusht/demonstrator_seed2.zarr"
     assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: 3 of the demonstrator at {made}"]
-    named = {"path": made, "n_episodes": 3, "n_steps": 90}
+    named = {"path": made, "n_episodes": 3, "n_steps": 90, **SPLIT}
     summary = tmp_path / "run" / "summary.json"
     assert json.loads(summary.read_text())["demonstrations"] == named
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
@@ -309,7 +313,7 @@ def test_the_human_ones_are_taken_where_they_are(run_script, tmp_path: Path, mak
     assert run_script("train_policy", *TINY, "hydra.run.dir=run", "steps=1", "evaluation.n_videos=0") == 0
     assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: the human ones at {HUMAN}"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["demonstrations"] == {"path": str(HUMAN), "n_episodes": 3, "n_steps": 95}
+    assert summary["demonstrations"] == {"path": str(HUMAN), "n_episodes": 3, "n_steps": 95, **SPLIT}
 
 
 def test_a_resumed_run_goes_on_with_the_demonstrations_that_it_began_with(

@@ -21,7 +21,7 @@ def _settings(config: EvaluationConfig, precision: str = "fp32") -> dict[str, An
 
 def train(cell: Cell, device: str = "cpu", lock: int = 0, precision: str = "") -> None:
     cell.run_dir.mkdir(parents=True)
-    cell.check_overrides()
+    cell.record_overrides()
     kept = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
     coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
     summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, ""), "precision": precision}

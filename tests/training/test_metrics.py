@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from immiscible_policy.training.metrics import MetricsLogger, read_metrics
+from immiscible_policy.training.metrics import MetricsLogger, last_logged, read_metrics
 
 
 def test_lines_after_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) -> None:
@@ -21,6 +21,12 @@ def test_lines_after_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) 
         (2, 0.5),
         (3, 7.0),
     ]
+
+
+def test_the_last_number_logged_by_a_step() -> None:
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20}, {"step": 30, "loss": 2.0}, {"step": 40, "loss": None}]
+    found = {step: last_logged(lines, "loss", step) for step in (9, 10, 29, 30, 50)}
+    assert found == {9: None, 10: 3.0, 29: 3.0, 30: 2.0, 50: 2.0}
 
 
 def test_not_a_number_is_valid_json(tmp_path: Path) -> None:

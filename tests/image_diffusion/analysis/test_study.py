@@ -88,7 +88,7 @@ def test_what_is_finished_or_in_other_hands_is_left_alone(tmp_path: Path) -> Non
 def test_a_folder_trained_with_other_settings_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     run = Study(**SETTINGS).trainings(tmp_path)[0]
     with locked(run.folder):
-        run.check_overrides()
+        run.record_overrides()
     changed = Study(**{**SETTINGS, "train": ["steps=20"], "only": {"method": ["ddim"], "coupling": ["knn", "none"]}})
     said: list[str] = []
     trained, failed = train_missing(changed.trainings(tmp_path)[:1], "cpu", said.append)
