@@ -67,10 +67,7 @@ class ImageModel(nn.Module, ABC):
         self.label_dropout, self.flip = label_dropout, flip
         self.num_inference_steps, self.coupling = num_inference_steps, coupling
         self.objective = build_objective(objective)
-        if num_inference_steps < 1 or num_inference_steps > (self.objective.max_steps or num_inference_steps):
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}: choose 1 to {self.objective.max_steps or 'any number'}"
-            )
+        self.objective.check_num_inference_steps(num_inference_steps)
         self.config: dict[str, Any] = {
             "image_size": image_size,
             "channels": channels,

@@ -82,9 +82,11 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     policy = build_policy(cfg, data, coupling)
     if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
-    for settings in (rollout_config.noise_selection(), final_config.noise_selection()):
+    for evaluated in (rollout_config, final_config):  # what they could not do is refused before training
+        policy.objective.check_num_inference_steps(evaluated.num_inference_steps or policy.num_inference_steps)
+        settings = evaluated.noise_selection()
         if settings.mode != "none":
-            settings.coupling_for(policy)  # which refuses before training what evaluations could not do
+            settings.coupling_for(policy)
     fit_coupling(coupling, policy, data.train)
     keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))

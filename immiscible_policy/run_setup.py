@@ -29,6 +29,8 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
     if cfg.epochs is not None:
+        if not isinstance(cfg.epochs, int | float) or not cfg.epochs > 0:
+            raise ValueError(f"epochs={cfg.epochs!r}: must be positive, or null to train for steps")
         # Each process takes a batch of its own.
         steps_per_epoch = n_data // (options["batch_size"] * options["gradient_accumulation"] * n_processes())
         options["steps"] = max(1, int(cfg.epochs * steps_per_epoch))
@@ -40,13 +42,27 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
     """Set the CPU threads and the random seed of this process.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed.
+        ValueError: the folder holds a run that is not to be resumed, or a number is out of range.
     """
     if not resume and (run_dir / "checkpoints").exists():
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
+    set_threads(cfg.num_threads)
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed!r}: must be an integer of at least 0 and below 2^32")
     set_seed(cfg.seed)
+
+
+def set_threads(num_threads: int | None) -> None:
+    """Let torch use so many CPU threads; None leaves it the number it has.
+
+    Raises:
+        ValueError: the number is out of range.
+    """
+    if num_threads is None:
+        return
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        raise ValueError(f"num_threads={num_threads!r}: must be an integer of at least 1, or null for all cores")
+    torch.set_num_threads(num_threads)
 
 
 def fit(trainer: Trainer, resume: bool) -> bool:

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import hydra
-import torch
 from joblib import Parallel, delayed
 from omegaconf import DictConfig
 
 from image_diffusion.analysis.analyses import analyze, check_analysis
 from image_diffusion.analysis.study import Study, status, train_missing
 from immiscible_policy import cli
-from immiscible_policy.run_setup import plain_settings
+from immiscible_policy.run_setup import plain_settings, set_threads
 from immiscible_policy.training.precision import resolve_device
 
 ACTIONS = ("run", "analyze", "status")
@@ -31,8 +30,7 @@ def main(cfg: DictConfig) -> None:
     print(status(study, folder))
     if cfg.action == "status":
         return
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
+    set_threads(cfg.num_threads)
     for path in analyze(study, folder, resolve_device(cfg.device)):
         print(path)
     cli.check_none_failed(failed)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -11,14 +10,14 @@ from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, metrics_table
 from immiscible_policy.policy import load_policy
 from immiscible_policy.policy_run import last_policy_folder
+from immiscible_policy.run_setup import set_threads
 from immiscible_policy.training.precision import resolve_device
 
 
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="eval_policy", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
+    set_threads(cfg.num_threads)
     folder = last_policy_folder(Path(cfg.checkpoint))
     policy = load_policy(folder, resolve_device(cfg.device))
     if cfg.legacy is not None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import hydra
-import torch
 from joblib import Parallel, delayed
 from omegaconf import DictConfig
 
@@ -14,7 +13,7 @@ from immiscible_policy.experiment import Experiment, ExperimentProgress, collect
 from immiscible_policy.experiment_cell import Cell
 from immiscible_policy.experiment_join import find_joined, incomplete
 from immiscible_policy.experiment_precision import experiment_precision
-from immiscible_policy.run_setup import plain_settings
+from immiscible_policy.run_setup import plain_settings, set_threads
 
 ACTIONS = ("run", "tables", "status")
 
@@ -54,8 +53,7 @@ def main(cfg: DictConfig) -> None:
 def _work(
     experiment: Experiment, cells: list[Cell], folder: Path, device: str, precision: str, num_threads: int | None
 ) -> ExperimentProgress:
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    set_threads(num_threads)
     return work_off(experiment, folder, device, cells=cells, precision=precision)
 
 

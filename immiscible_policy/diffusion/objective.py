@@ -57,6 +57,12 @@ class Objective(ABC):
         """The largest ``steps`` that ``sample`` accepts; None where there is no limit."""
         return None
 
+    def check_num_inference_steps(self, value: int) -> None:
+        """Raise a ValueError for a number of network calls that ``sample`` would refuse, before anything is trained."""
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if not is_count or not 1 <= value <= (self.max_steps or value):
+            raise ValueError(f"num_inference_steps={value!r}: choose 1 to {self.max_steps or 'any number'}")
+
     @abstractmethod
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Times to train on, (batch,), in the objective's own units."""

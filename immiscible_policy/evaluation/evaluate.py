@@ -60,11 +60,12 @@ class EvaluationConfig:
         chosen = self.noise_selection()  # which refuses what is not allowed
         for name in ("first_chunk", "selection", "known_only"):
             object.__setattr__(self, name, getattr(chosen, name))
-        steps = self.num_inference_steps
-        if steps is not None and steps < 1:
-            raise ValueError(f"num_inference_steps={steps}: must be at least 1, or null for the policy's own")
-        if self.n_episodes < 1:
-            raise ValueError(f"n_episodes={self.n_episodes}: must be at least 1")
+        for name, least in (("n_episodes", 1), ("seed_start", 0), ("noise_seed", 0), ("num_inference_steps", 1)):
+            value = getattr(self, name)
+            if value is None and name == "num_inference_steps":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
         if not 0 <= self.n_videos <= self.n_episodes:
             raise ValueError(f"n_videos={self.n_videos}: must be between 0 and n_episodes={self.n_episodes}")
 
@@ -127,6 +128,7 @@ def evaluate_policy(
     """
     precision = resolve_precision(config.mixed_precision, str(policy.device))
     make_env = environment_factory(policy)
+    policy.objective.check_num_inference_steps(config.num_inference_steps or policy.num_inference_steps)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)  # before the episodes: an unwritable folder must fail early
     bar = tqdm(total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False)

@@ -79,7 +79,12 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
     """
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
-            differing = sorted({json.dumps(run[key], sort_keys=True) for run in runs})
+            told: list[Any] = [run[key] for run in runs]
+            if isinstance(told[0], dict):  # of which only what differs is told
+                names = {name for value in told for name in value}
+                same = {name for name in names if all(value.get(name) == told[0].get(name) for value in told)}
+                told = [{name: value.get(name) for name in names - same} for value in told]
+            differing = sorted({json.dumps(value, sort_keys=True) for value in told})
             raise ValueError(f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}")
     arms: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run, name in zip(runs, arm_names(runs), strict=True):

@@ -154,8 +154,7 @@ def _check_arguments(policy: DiffusionPolicy, folder: Path, steps: int, format: 
         raise ValueError(f"format={format!r}: choose one of {', '.join(FILES)}")
     if batch != "dynamic" and not (isinstance(batch, int) and batch >= 1):
         raise ValueError(f"batch={batch!r}: choose dynamic or a number of at least 1")
-    if steps < 1 or steps > (policy.objective.max_steps or steps):
-        raise ValueError(f"num_inference_steps={steps}: choose 1 to {policy.objective.max_steps or 'any number'}")
+    policy.objective.check_num_inference_steps(steps)
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise ValueError(f"format='onnx' needs {', '.join(missing)}: pip install onnx onnxscript onnxruntime")

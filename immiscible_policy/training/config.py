@@ -60,6 +60,8 @@ class TrainerConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas={self.betas!r}: must be two numbers, such as [0.9, 0.999]")
         object.__setattr__(self, "betas", tuple(self.betas))
         for name in (
             "steps",
@@ -71,8 +73,9 @@ class TrainerConfig:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: must be an integer of at least 1")
         for name in ("learning_rate", "ema_power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")

@@ -478,15 +478,15 @@ def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("steps", 0, "steps=0: must be at least 1"),
+        ("steps", 0, "steps=0: must be an integer of at least 1"),
         ("batch_size", -1, "batch_size=-1"),
         ("learning_rate", 0.0, "learning_rate=0.0: must be positive"),
         ("lr_schedule", "cos", "lr_schedule='cos': choose one of"),
         ("optimizer", "sgd", "optimizer='sgd': choose one of adamw, adam, radam"),
         ("ema_warmup", "ramp", "ema_warmup='ramp': choose one of power, ratio, none"),
         ("ema_max_decay", 1.0, "ema_max_decay=1.0: must be at least 0 and below 1"),
-        ("gradient_accumulation", 0, "gradient_accumulation=0: must be at least 1"),
-        ("keep_checkpoints", 0, "keep_checkpoints=0: must be at least 1"),
+        ("gradient_accumulation", 0, "gradient_accumulation=0: must be an integer of at least 1"),
+        ("keep_checkpoints", 0, "keep_checkpoints=0: must be an integer of at least 1"),
         ("compile", "fast", "compile='fast': choose one of false, true, reduce-overhead, max-autotune"),
         ("warmup_steps", 31, "warmup_steps=31: must be between 0 and steps=30"),
     ],
