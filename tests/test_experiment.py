@@ -343,7 +343,7 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"evaluations": [{"inference_coupling": "hot"}]}, r"mode='hot': choose one of none, warm, two_pass"),
         ({"evaluations": [{"only": {"seed": 0}}]}, r"only.seed=0: choose a list out of 0"),
         ({"evaluations": [{"num_inference_steps": []}]}, r"evaluations: num_inference_steps: an empty list"),
-        ({"evaluations": [{"num_inference_steps": 0}]}, r"num_inference_steps=0: must be at least 1"),
+        ({"evaluations": [{"num_inference_steps": 0}]}, r"num_inference_steps=0: must be an integer of at least 1"),
         ({"evaluations": [{"n_episodes": 3}]}, r"evaluations: num_inference_steps is missing"),
         (
             {"evaluations": [{**AT_4, "n_episodes": 9}, {**AT_4, "inference_coupling": "warm", "n_episodes": 5}]},
