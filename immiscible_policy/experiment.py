@@ -166,7 +166,7 @@ def work_off(
 ) -> ExperimentProgress:
     """Train and evaluate every cell that is neither finished nor being worked on by another process.
 
-    A cell that fails is reported and left for the next time; the others go on.
+    A cell that fails is reported and not tried again by this process; the others go on.
 
     Args:
         folder: of the experiment.

@@ -159,8 +159,8 @@ def work_off(
 ) -> Progress:
     """Do the work of every run that is neither done nor being worked on by another process.
 
-    A run that fails, in whatever way, is reported and left for the next time; the others go on. What another process
-    held is looked at once more at the end: it may have died, or only have asked whether the run was held.
+    A run that fails, in whatever way, is reported and not tried again by this process; the others go on. What another
+    process held is looked at once more at the end: it may have died, or only have asked whether the run was held.
 
     Args:
         work: (run, how to call it, lock) -> None, under the run's lock.

@@ -141,7 +141,7 @@ def train_missing(
 ) -> tuple[int, list[str]]:
     """Train what is neither finished nor being worked on by another process.
 
-    A training that fails is reported and left for the next time; the others go on.
+    A training that fails is reported and not tried again by this process; the others go on.
 
     Args:
         device: auto | cpu | cuda.
