@@ -99,14 +99,16 @@ class GridRun:
         Args:
             device: auto | cpu | cuda.
             lock: as ``locked`` gives it.
-            precision: auto | fp32 | bf16 | fp16, unless the overrides say. A training that has begun keeps its own.
+            precision: fp32 | bf16 | fp16, unless the overrides say; auto leaves it to the configuration. A training
+                that has begun keeps its own.
 
         Raises:
             ValueError: training failed; says how, and where its log is.
         """
         begun = (self.run_dir / ".hydra" / "config.yaml").is_file()
         arguments = [f"resume={self.run_dir}"] if begun else [*self.overrides, f"hydra.run.dir={self.run_dir}"]
-        if not begun and not any(override.startswith("trainer.mixed_precision=") for override in self.overrides):
+        said = any(override.startswith("trainer.mixed_precision=") for override in self.overrides)
+        if not begun and not said and precision != "auto":  # presets may say, too
             arguments.append(f"trainer.mixed_precision={precision}")
         log_path = self.folder / "train.log"
         with open(log_path, "ab") as log:
