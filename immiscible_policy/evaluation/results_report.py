@@ -150,8 +150,8 @@ def precision_note(results: Results, baseline: str) -> str:
         compared = [found[place] == found[other] for place, other in pairs if place != other and other in found]
         listed = ", ".join(f"{number} in {name}" for name, number in sorted(counts.items()))
         told.append(
-            f" **Not all policies were {what} in the same precision** ({listed}); of {len(compared)} that are compared "
-            f"with the {baseline} of their training seed {compared.count(False)} differ from it in that."
+            f" **Not all policies were {what} in the same precision** ({listed}): {compared.count(False)} of the "
+            f"{len(compared)} that are compared with {baseline} of the same training seed differ from it in that."
         )
     return "".join(told)
 

@@ -179,7 +179,7 @@ def test_different_precisions_are_told(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "cell" / "evaluations" / f"{name}.parquet", report)
     collect_results("made up", [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], tmp_path / "results.parquet")
     write_tables(tmp_path / "results.parquet", tmp_path)
-    note = "evaluated in the same precision** (1 in bf16 and fp32); of 0 that are compared"
+    note = "evaluated in the same precision** (1 in bf16 and fp32): 0 of the 0 that are compared"
     assert note in (tmp_path / "tables" / "coverage.md").read_text()
 
 
@@ -194,8 +194,8 @@ def test_it_is_told_whether_pairs_differ_in_precision(tmp_path: Path) -> None:
         cells.append((folder, {**FIXED, "coupling": coupling}, seed))
     collect_results("made up", cells, tmp_path / "results.parquet")
     note = precision_note(load_results(tmp_path / "results.parquet"), "none")
-    assert "trained in the same precision** (3 in bf16, 2 in fp32); of 2 that are compared with the none" in note
-    assert note.endswith("of their training seed 1 differ from it in that.")
+    assert "trained in the same precision** (3 in bf16, 2 in fp32): 1 of the 2 that are compared with none" in note
+    assert note.endswith("of the same training seed differ from it in that.")
     assert "evaluated" not in note
 
 
