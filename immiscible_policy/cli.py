@@ -95,14 +95,14 @@ def quote_values(argv: Sequence[str]) -> list[str]:
 
     Such are the names of checkpoints (``step=0012000``), folders called ``run (1)`` or ``José``, and ``KNN(k=2)``.
     """
-    return [argv[0], *(_quoted(argument) for argument in argv[1:])]
+    parser = OverridesParser.create()
+    return [argv[0], *(_quoted(argument, parser) for argument in argv[1:])]
 
 
-def _quoted(argument: str) -> str:
+def _quoted(argument: str, parser: OverridesParser) -> str:
     name, _, value = argument.partition("=")
     if argument.startswith("-") or not value or value[0] in "[{'\"":
         return argument
-    parser = OverridesParser.create()
     try:
         parser.parse_override(argument)
     except HydraException:

@@ -207,8 +207,6 @@ def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) 
     """
     cells = experiment.cells(folder)
     here = [cell for cell in cells if cell.folder not in joined]
-    for cell in here:
-        cell.check_overrides()
     trained = sum(cell.is_trained for cell in here)
     missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in here)
     taken = f", {len(joined)} joined" if joined else ""
@@ -224,9 +222,9 @@ def is_done(experiment: Experiment, cell: Cell) -> bool:
     Raises:
         ValueError: it was made with other settings than the experiment's.
     """
-    cell.check_overrides()
-    missing = cell.missing(experiment.evaluation_configs(cell)) or experiment.missing_measurements(cell)
-    return cell.is_trained and not missing
+    if not cell.is_trained:
+        return False
+    return not cell.missing(experiment.evaluation_configs(cell)) and not experiment.missing_measurements(cell)
 
 
 def collect(
@@ -240,10 +238,7 @@ def collect(
             on naming the one that did.
     """
     path = folder / "results.parquet"
-    cells = [cell for cell in experiment.cells(folder) if cell.is_trained or cell.folder in (joined or {})]
-    for cell in cells:
-        if cell.folder not in (joined or {}):
-            cell.check_overrides()
+    cells = [cell for cell in experiment.cells(folder) if cell.folder in (joined or {}) or cell.is_trained]
     wanted = {
         cell.folder: [cell.evaluation_file(config).name for config in experiment.evaluation_configs(cell)]
         for cell in cells

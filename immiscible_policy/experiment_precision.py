@@ -34,12 +34,12 @@ def experiment_precision(
     Raises:
         ValueError: the device cannot compute in it.
     """
-    record, place = folder / RECORD, resolve_device(device)
-    wanted = given or _recorded(record) or _most_frequent(experiment, folder, joined) or "auto"
-    precision = resolve_precision(wanted, place)
-    if _recorded(record) is None:
-        _record_first(record, precision)
-    return precision if given else _recorded(record) or precision  # another machine's record may have come first
+    record = folder / RECORD
+    recorded = _recorded(record)
+    wanted = given or recorded or _most_frequent(experiment, folder, joined) or "auto"
+    precision = resolve_precision(wanted, resolve_device(device))
+    first = recorded or _record_first(record, precision)
+    return precision if given else first
 
 
 def _most_frequent(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults]) -> str | None:
@@ -57,13 +57,15 @@ def _recorded(record: Path) -> str | None:
     return str(json.loads(text)["mixed_precision"]) if text else None
 
 
-def _record_first(record: Path, precision: str) -> None:
-    """Write the record, unless another process, perhaps on another machine, has done so by then."""
+def _record_first(record: Path, precision: str) -> str:
+    """Write the record, unless another process, perhaps on another machine, has done so by then; what it then says."""
     content = {"mixed_precision": precision}
     record.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(record, "x", encoding="utf-8") as file:
             file.write(json.dumps(content))
     except FileExistsError:
-        if _recorded(record) is None:  # killed before it wrote
-            write_json(record, content)
+        if found := _recorded(record):
+            return found
+        write_json(record, content)  # the other one was killed before it wrote
+    return precision

@@ -71,14 +71,15 @@ class GridRun:
 
     @property
     def is_trained(self) -> bool:
-        return (self.run_dir / "summary.json").is_file()
-
-    def check_overrides(self) -> None:
-        """Refuse a folder that was made with other settings: its results would stand in the wrong row.
+        """Whether the training has finished.
 
         Raises:
-            ValueError: it was.
+            ValueError: the folder was made with other settings, so that its results would stand in the wrong row.
         """
+        self._check_overrides()
+        return (self.run_dir / "summary.json").is_file()
+
+    def _check_overrides(self) -> None:
         record = self.folder / "cell.json"
         before = json.loads(record.read_text()) if record.is_file() else None
         if before is not None and before["overrides"] != list(self.overrides):
@@ -88,7 +89,12 @@ class GridRun:
             )
 
     def record_overrides(self) -> None:
-        """Write down what the folder is made with, for ``check_overrides``."""
+        """Write down what the folder is made with, unless that is there.
+
+        Raises:
+            ValueError: what is there are other settings.
+        """
+        self._check_overrides()
         record = self.folder / "cell.json"
         if not record.is_file():
             write_json(record, {"levels": dict(self.levels), "overrides": list(self.overrides)})
@@ -179,7 +185,6 @@ def work_off(
                     elsewhere.append((number, run))
                     continue
                 try:
-                    run.check_overrides()
                     if is_done(run):  # asked under the lock: nobody can finish it in between
                         progress.skipped += 1
                         continue

@@ -82,8 +82,12 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
         )
 
     source = {
-        **{"path": str(folder), "n_episodes": replay.n_episodes, "n_steps": replay.n_steps},
-        **{name: dataset[name] for name in ("val_ratio", "split_seed", "max_train_episodes")},
+        "path": str(folder),
+        "n_episodes": replay.n_episodes,
+        "n_steps": replay.n_steps,
+        "val_ratio": dataset.val_ratio,
+        "split_seed": dataset.split_seed,
+        "max_train_episodes": dataset.max_train_episodes,
     }
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 

@@ -83,7 +83,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     for evaluated in (rollout_config, final_config):  # what they could not do is refused before training
-        policy.objective.check_num_inference_steps(evaluated.num_inference_steps or policy.num_inference_steps)
+        evaluated.steps_for(policy)
         settings = evaluated.noise_selection()
         if settings.mode != "none":
             settings.coupling_for(policy)
@@ -174,12 +174,15 @@ def rollout_rules(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
     A rollout's training loss is the last that was logged by then. Rollouts before the first are left out.
     """
-    rollouts = [line for line in metrics if line.get("rollout/max_reward") is not None]
-    known = [(line, last_logged(metrics, "train/loss", line["step"])) for line in rollouts]
-    points = [line for line, loss in known if loss is not None]
-    losses = [loss for _, loss in known if loss is not None]
-    if not points:
+    known = [
+        (line, loss)
+        for line in metrics
+        if line.get("rollout/max_reward") is not None
+        and (loss := last_logged(metrics, "train/loss", line["step"])) is not None
+    ]
+    if not known:
         return {}
+    points, losses = zip(*known, strict=True)
     rules: dict[str, Any] = {"definitions": RULES}
     for measure in ("max_reward", "max_coverage"):
         scores = [line[f"rollout/{measure}"] for line in points]

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from omegaconf import DictConfig, OmegaConf
 
+from immiscible_policy.checks import is_integer
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.precision import resolve_device
 
@@ -47,7 +48,7 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
     if not resume and (run_dir / "checkpoints").exists():
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     set_threads(cfg.num_threads)
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+    if not is_integer(cfg.seed, 0) or cfg.seed >= 2**32:
         raise ValueError(f"seed={cfg.seed!r}: must be an integer of at least 0 and below 2^32")
     set_seed(cfg.seed)
 
@@ -60,7 +61,7 @@ def set_threads(num_threads: int | None) -> None:
     """
     if num_threads is None:
         return
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+    if not is_integer(num_threads, 1):
         raise ValueError(f"num_threads={num_threads!r}: must be an integer of at least 1, or null for all cores")
     torch.set_num_threads(num_threads)
 

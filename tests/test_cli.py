@@ -12,10 +12,10 @@ from immiscible_policy.cli import quote_values
     "argument",
     [
         "checkpoint=outputs/run/checkpoints/step=0012000",
-        "resume=/home/Jos\u00e9/run (1)",
+        "resume=outputs/Jos\u00e9/run (1)",
         "selection=KNN(k=2)",
         "selection=KNN(k=2, metric='inner')",
-        'folder=/data/{x}/it\'s "here"',
+        'folder=outputs/{x}/it\'s "here"',
     ],
 )
 def test_text_that_the_grammar_refuses_is_quoted(argument: str) -> None:

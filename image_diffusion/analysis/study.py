@@ -122,8 +122,6 @@ class Study:
             ValueError: a training was made with other settings than the study's.
         """
         finished = [run for run in self.trainings(folder) if run.is_trained]
-        for run in finished:
-            run.check_overrides()
         factors = self.chosen
         others = [name for name in factors if name != self.compare]
         arms = [self.baseline, *(arm for arm in factors[self.compare] if arm != self.baseline)]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from immiscible_policy.checks import is_integer
+
 FORMATS = ("huggingface", "folder", "digits")
 RESIZE_FILTERS = ("bicubic", "lanczos", "bilinear", "hamming", "box")
 AUTO = "auto"
@@ -85,7 +87,7 @@ class ImageSource:
         self._check("crop", crop_allowed, "choose center, a number of pixels of at least 1, or null")
         filters = ", ".join(RESIZE_FILTERS)
         self._check("resize_filter", self.resize_filter in RESIZE_FILTERS, f"choose one of {filters}")
-        channels_allowed = self.channels is None or (_is_integer(self.channels) and self.channels in (1, 3))
+        channels_allowed = self.channels is None or (is_integer(self.channels) and self.channels in (1, 3))
         self._check("channels", channels_allowed, "choose 1 (grey), 3 (RGB), or null")
         number = isinstance(self.memory_limit, int | float) and not isinstance(self.memory_limit, bool)
         self._check("memory_limit", number and self.memory_limit >= 0, "must be a number of GiB, 0 or more")
@@ -136,9 +138,5 @@ class ImageSource:
             raise ImageDataError(f"{field}={getattr(self, field)!r}: {rule}")
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _optional_count(value: Any) -> bool:
-    return value is None or (_is_integer(value) and value >= 1)
+    return value is None or is_integer(value, 1)

@@ -24,6 +24,7 @@ from envs.pusht.physics import World
 from envs.pusht.pixels import PixelObserver
 from envs.pusht.task import checked_row, initial_state, wrapped
 from envs.pusht.vertices import points_in_world
+from immiscible_policy.checks import is_integer
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import ReplayWriter, read_attributes
 
@@ -65,7 +66,7 @@ def generate_demonstrations(
     """
     least = {"n_episodes": (n_episodes, 1), "seed": (seed, 0), "processes": (1 if processes is None else processes, 1)}
     for name, (value, bound) in least.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+        if not is_integer(value, bound):
             raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {bound}")
     x, y, angle = checked_row("goal_pose", goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
     path = Path(path).expanduser()

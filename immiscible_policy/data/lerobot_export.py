@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from envs.pusht.geometry import CONTROL_HZ, GOAL_POSE, SUCCESS_COVERAGE, coverage_batch
 from envs.pusht.vertices import BLOCK_VERTICES, vertices_in_world
+from immiscible_policy.checks import is_integer
 from immiscible_policy.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, is_lerobot
 from immiscible_policy.data.lerobot_files import EPISODE, FRAME, INFO
 from immiscible_policy.data.replay import DataError, ReplayData
@@ -90,7 +91,7 @@ def export_lerobot(
     missing = [name for name in ("action", "state") if name not in replay.arrays]
     if missing:
         raise DataError(f"array {missing[0]!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
-    if isinstance(file_size_mb, bool) or not isinstance(file_size_mb, int) or file_size_mb < 1:
+    if not is_integer(file_size_mb, 1):
         raise ValueError(f"file_size_mb is {file_size_mb!r}; allowed: an integer of at least 1")
     _refuse_existing(output, force)
     columns = _step_columns(replay, goal_pose)

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from immiscible_policy.checks import is_integer
 from immiscible_policy.data.replay import DataError
 
 INFO = "meta/info.json"
@@ -118,7 +119,7 @@ def _list_v2(root: Path, info: dict[str, Any]) -> Listing:
     entries = [_parse_json(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     lengths = _checked_lengths(((entry.get(EPISODE), entry.get("length")) for entry in entries), path)
     chunks_size = info.get("chunks_size", 1000)
-    if not _is_count(chunks_size) or chunks_size < 1:
+    if not is_integer(chunks_size, 1):
         raise DataError(f"{root / INFO}: chunks_size is {chunks_size!r}; allowed: an integer of at least 1")
     files = [
         root / _fill(info, _DATA_PATH_V2, root, episode_chunk=episode // chunks_size, episode_index=episode)
@@ -145,7 +146,7 @@ def _list_v3(root: Path, info: dict[str, Any]) -> Listing:
 def _checked_lengths(entries: Iterable[tuple[Any, Any]], path: Path) -> dict[int, int]:
     lengths: dict[int, int] = {}
     for episode, length in entries:
-        if not _is_count(episode) or not _is_count(length) or length < 1:
+        if not is_integer(episode, 0) or not is_integer(length, 1):
             raise DataError(
                 f"{path}: an entry has {EPISODE} {episode!r} and length {length!r}, expected integers, at least 0 and 1"
             )
@@ -237,7 +238,3 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> dict[str, Any
     if not isinstance(value, dict):
         raise DataError(f"{place} holds a {type(value).__name__}, expected a JSON object")
     return value
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from immiscible_policy.checks import is_integer
 from immiscible_policy.coupling import Coupling
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -59,8 +60,7 @@ class Objective(ABC):
 
     def check_num_inference_steps(self, value: int) -> None:
         """Raise a ValueError for a number of network calls that ``sample`` would refuse, before anything is trained."""
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        if not is_count or not 1 <= value <= (self.max_steps or value):
+        if not is_integer(value, 1) or value > (self.max_steps or value):
             raise ValueError(f"num_inference_steps={value!r}: choose 1 to {self.max_steps or 'any number'}")
 
     @abstractmethod

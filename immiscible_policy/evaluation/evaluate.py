@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
+from immiscible_policy.checks import check_integer
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
 from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
 from immiscible_policy.evaluation.video import film_strip, write_video
@@ -60,18 +61,26 @@ class EvaluationConfig:
         chosen = self.noise_selection()  # which refuses what is not allowed
         for name in ("first_chunk", "selection", "known_only"):
             object.__setattr__(self, name, getattr(chosen, name))
-        for name, least in (("n_episodes", 1), ("seed_start", 0), ("noise_seed", 0), ("num_inference_steps", 1)):
-            value = getattr(self, name)
-            if value is None and name == "num_inference_steps":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+        for name, least in (("n_episodes", 1), ("seed_start", 0), ("noise_seed", 0)):
+            check_integer(name, getattr(self, name), least)
+        if self.num_inference_steps is not None:
+            check_integer("num_inference_steps", self.num_inference_steps, 1)
         if not 0 <= self.n_videos <= self.n_episodes:
             raise ValueError(f"n_videos={self.n_videos}: must be between 0 and n_episodes={self.n_episodes}")
 
     @property
     def seeds(self) -> list[int]:
         return list(range(self.seed_start, self.seed_start + self.n_episodes))
+
+    def steps_for(self, policy: DiffusionPolicy) -> int:
+        """Network calls for an action chunk of ``policy``.
+
+        Raises:
+            ValueError: the policy's sampler cannot do with so many.
+        """
+        steps = self.num_inference_steps or policy.num_inference_steps
+        policy.objective.check_num_inference_steps(steps)
+        return steps
 
     def noise_selection(self) -> InferenceCoupling:
         return InferenceCoupling(
@@ -128,20 +137,20 @@ def evaluate_policy(
     """
     precision = resolve_precision(config.mixed_precision, str(policy.device))
     make_env = environment_factory(policy)
-    policy.objective.check_num_inference_steps(config.num_inference_steps or policy.num_inference_steps)
+    steps = config.steps_for(policy)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)  # before the episodes: an unwritable folder must fail early
     bar = tqdm(total=policy.task["max_steps"], desc="evaluate", unit="step", disable=not progress, leave=False)
 
-    def on_step(finished: int, steps: int) -> None:
-        bar.update(steps - bar.n)
+    def on_step(finished: int, done: int) -> None:
+        bar.update(done - bar.n)
         bar.set_postfix(finished=f"{finished}/{config.n_episodes}", refresh=False)
 
     result = rollout(
         policy,
         make_env,
         config.seeds,
-        num_inference_steps=config.num_inference_steps,
+        num_inference_steps=steps,
         noise_seed=config.noise_seed,
         record_seeds=config.seeds[: config.n_videos] if output_dir is not None else (),
         precision=precision,
@@ -151,7 +160,7 @@ def evaluate_policy(
     bar.close()
     settings = {
         **asdict(config),
-        "num_inference_steps": config.num_inference_steps or policy.num_inference_steps,
+        "num_inference_steps": steps,
         "sampler": policy.objective.sampler,
         "mixed_precision": precision,
         "task": policy.task,

@@ -102,6 +102,7 @@ class RunRecord:
         source = mapping(self.demonstrations)
         if not source.get("path") or not isinstance(source.get("n_episodes"), int):
             return "demonstrations unknown"
+        # Runs made before demonstrations.json said so have it in their configuration alone.
         limit = part(self.config, "dataset", "max_train_episodes")
         return demonstrations_text({**source, "max_train_episodes": limit if isinstance(limit, int) else None})
 

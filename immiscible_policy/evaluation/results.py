@@ -138,8 +138,8 @@ def collect_results(
         wanted: folder -> file names of the evaluations to take; all of them where it is None. A folder may hold others,
             made before an experiment was changed.
         joined: folder -> results that stand for what the folder holds, which need not be there.
-        measurements: name -> settings of what else is to be taken; all of it where it is None. What a folder holds that
-            was measured with other settings is left out.
+        measurements: name -> settings of what else is to be taken; all of it where it is None. What was measured with
+            other settings is left out.
         describe: record of a run's demonstrations -> the same with whatever else is to be known of them.
     """
     rows: list[dict[str, Any]] = []
@@ -147,10 +147,11 @@ def collect_results(
     factors = list(cells[0][1]) if cells else []
     for folder, levels, seed in cells:
         files = None if wanted is None else wanted[folder]
-        found = (joined or {}).get(folder) or _read_cell(name, folder, files, measurements)
-        demonstrations = found.record["demonstrations"]
+        found = (joined or {}).get(folder) or _read_cell(name, folder, files)
+        record = found.record if measurements is None else measured_as(found.record, measurements)
+        demonstrations = record["demonstrations"]
         described = {"demonstrations": describe(demonstrations)} if demonstrations else {}
-        runs.append({"levels": dict(levels), "seed": seed, **found.record, **described})
+        runs.append({"levels": dict(levels), "seed": seed, **record, **described})
         rows += [{**levels, "training_seed": seed, **row} for row in found.rows]
     content = {"name": name, "factors": factors, "runs": runs}
     _write(_table(rows, factors).replace_schema_metadata({"experiment": json.dumps(content)}), path)
@@ -174,9 +175,7 @@ def results_by_overrides(path: Path) -> list[tuple[list[str], RunResults]]:
     return found
 
 
-def _read_cell(
-    name: str, folder: Path, wanted: Collection[str] | None, measurements: Mapping[str, Mapping[str, Any]] | None
-) -> RunResults:
+def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunResults:
     """What ``collect_results`` takes of a cell's folder."""
     summary = json.loads((folder / "run" / "summary.json").read_text())
     grid = _content(folder / "cell.json") or {}
@@ -187,8 +186,6 @@ def _read_cell(
         **{k: summary[k] for k in _KEPT},
         **{measurement: _content(folder / f"{measurement}.json") for measurement in RUN_MEASUREMENTS},
     }
-    if measurements is not None:
-        record = measured_as(record, measurements)
     # Whatever folder the experiment was run in: a published table names no place on somebody's machine.
     usual = f"outputs/experiments/{name}/cells/{folder.name}"
     for place in (folder.resolve(), folder):

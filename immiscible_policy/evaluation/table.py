@@ -69,6 +69,16 @@ def _demonstrations(run: dict[str, Any]) -> str:
     return "demonstrations unknown" if source is None else demonstrations_text(source)
 
 
+def _differing(values: list[Any]) -> list[str]:
+    """The different values in order, as JSON; of mappings those entries alone that are not the same in all."""
+    first = values[0]
+    if isinstance(first, dict):
+        names = {name for value in values for name in value}
+        names = {name for name in names if any(value.get(name) != first.get(name) for value in values)}
+        values = [{name: value.get(name) for name in names} for value in values]
+    return sorted({json.dumps(value, sort_keys=True) for value in values})
+
+
 def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
     """Means with 95% intervals for every coupling, and its paired difference from the baseline coupling.
 
@@ -79,13 +89,8 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
     """
     for key in ("evaluation_settings", "steps", "parameters"):
         if any(run[key] != runs[0][key] for run in runs):
-            told: list[Any] = [run[key] for run in runs]
-            if isinstance(told[0], dict):  # of which only what differs is told
-                names = {name for value in told for name in value}
-                same = {name for name in names if all(value.get(name) == told[0].get(name) for value in told)}
-                told = [{name: value.get(name) for name in names - same} for value in told]
-            differing = sorted({json.dumps(value, sort_keys=True) for value in told})
-            raise ValueError(f"runs differ in {key}, so they cannot stand in one table: {' / '.join(differing)}")
+            told = " / ".join(_differing([run[key] for run in runs]))
+            raise ValueError(f"runs differ in {key}, so they cannot stand in one table: {told}")
     arms: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run, name in zip(runs, arm_names(runs), strict=True):
         if run["seed"] in arms[name]:

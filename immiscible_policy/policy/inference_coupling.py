@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,9 +58,8 @@ class InferenceCoupling:
             parse_coupling(self.selection)
         # So that settings are equal where what they do is.
         unused = {"none": ("first_chunk", "selection", "known_only"), "two_pass": ("first_chunk", "known_only")}
-        for setting in fields(self):
-            if setting.name in unused.get(self.mode, ()):
-                object.__setattr__(self, setting.name, setting.default)
+        for name in unused.get(self.mode, ()):
+            object.__setattr__(self, name, getattr(InferenceCoupling, name))
 
     def coupling_for(self, policy: DiffusionPolicy) -> Coupling:
         """The coupling that chooses for ``policy``.

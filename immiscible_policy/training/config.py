@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from immiscible_policy.checks import check_integer
+
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adam", "radam")
 EMA_WARMUPS = ("power", "ratio", "none")
@@ -73,9 +75,7 @@ class TrainerConfig:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: must be an integer of at least 1")
+            check_integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "ema_power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")

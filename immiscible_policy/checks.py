@@ -1,0 +1,14 @@
+"""Checks of settings that several modules make."""
+
+from typing import Any
+
+
+def is_integer(value: Any, least: int | None = None) -> bool:
+    """Whether a value is an integer (True and False are not), and at least ``least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise a ValueError unless a setting is an integer of at least ``least``."""
+    if not is_integer(value, least):
+        raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
