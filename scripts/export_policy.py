@@ -85,7 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps = arguments.num_inference_steps
         print(f"{folder}: {type(policy.objective).__name__} in {steps} steps; tracing takes a second or two a step")
         export = export_policy(
-            policy, arguments.output, steps, arguments.format, batch, source=folder, noise_scale=arguments.noise_scale
+            policy,
+            arguments.output,
+            steps,
+            arguments.format,
+            batch,
+            source=folder,
+            noise_scale=arguments.noise_scale,
+            progress=True,
         )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
@@ -69,6 +70,7 @@ def export_policy(
     batch: int | str = "dynamic",
     source: Path | None = None,
     noise_scale: float = 1.0,
+    progress: bool = False,
 ) -> Export:
     """Write ``policy`` as a folder that runs without this package, in fp32, and check that it computes the same.
 
@@ -82,6 +84,7 @@ def export_policy(
         batch: the one batch size that the export takes, or ``dynamic`` for any.
         source: the folder that the policy was loaded from, for the record.
         noise_scale: the caller is to multiply the noise by it: ``policy.json`` tells so, and ``run_policy.py`` does.
+        progress: show a bar of the check, which takes some hundred predictions.
 
     Raises:
         ValueError: an argument is wrong, or the objective's sampler cannot be recorded (``SamplerNotRecordable``).
@@ -95,7 +98,7 @@ def export_policy(
     try:
         _save(program, staging, format, list(example_inputs(policy, 1)))
         describe(policy, staging, steps, format, batch, source, noise_scale)
-        check = check_export(policy, staging, steps, batch)
+        check = check_export(policy, staging, steps, batch, progress)
         if not check.passed:
             worst = max(check.differences.values(), key=lambda value: (value != value, value))
             raise ExportError(
@@ -109,23 +112,23 @@ def export_policy(
     return Export(folder, files, check)
 
 
-def check_export(policy: DiffusionPolicy, folder: Path, steps: int, batch: int | str) -> Check:
+def check_export(policy: DiffusionPolicy, folder: Path, steps: int, batch: int | str, progress: bool = False) -> Check:
     """Hold an export's actions against ``predict_action``'s, on random and on demonstration-like observations."""
     run = run_policy.load(folder)
     sizes = (batch,) if isinstance(batch, int) else CHECKED_BATCHES
     differences, allowances = dict.fromkeys(sizes, 0.0), [0.0]
     excess = 0.0
-    for size in sizes:
-        for like, seed in product(("random", "demonstrations"), range(CHECKED_NOISES)):
-            inputs = example_inputs(policy, size, like, seed)
-            actions = torch.from_numpy(run(*(value.cpu().numpy() for value in inputs.values()))[0])
-            expected = predict(policy, inputs, steps).cpu()
-            # Unlike those of Python, torch's maxima keep NaN, and nothing is smaller than NaN.
-            difference = (actions - expected).abs().flatten(1).amax(1)
-            allowed = _allowance(policy, inputs, steps, expected)
-            differences[size] = torch.maximum(torch.tensor(differences[size]), difference.max()).item()
-            excess = torch.maximum(torch.tensor(excess), (difference / allowed).max()).item()
-            allowances.append(allowed.max().item())
+    checks = list(product(sizes, ("random", "demonstrations"), range(CHECKED_NOISES)))
+    for size, like, seed in tqdm(checks, desc="check", unit="batch", leave=False, disable=not progress):
+        inputs = example_inputs(policy, size, like, seed)
+        actions = torch.from_numpy(run(*(value.cpu().numpy() for value in inputs.values()))[0])
+        expected = predict(policy, inputs, steps).cpu()
+        # Unlike those of Python, torch's maxima keep NaN, and nothing is smaller than NaN.
+        difference = (actions - expected).abs().flatten(1).amax(1)
+        allowed = _allowance(policy, inputs, steps, expected)
+        differences[size] = torch.maximum(torch.tensor(differences[size]), difference.max()).item()
+        excess = torch.maximum(torch.tensor(excess), (difference / allowed).max()).item()
+        allowances.append(allowed.max().item())
     return Check(differences, max(allowances), excess < 1, action_unit(policy))
 
 
