@@ -29,6 +29,7 @@ from immiscible_policy.experiment_cell import (
     Cell,
     evaluate_cell,
     evaluation_name,
+    measurable,
     measure_cell,
 )
 from immiscible_policy.files import write_json
@@ -51,8 +52,10 @@ class Experiment:
             cells: factor, or ``seed``, -> its levels.
         baseline: level of the factor ``coupling`` that the others are compared with.
         measurements: name -> settings of what else is measured of every policy. ``modes``: which way round the block it
-            goes from symmetric starts (``n_starts``, ``n_repeats``, ``num_inference_steps``). ``prior_gap``: what it
-            does with N(0, I) and with its training noise (``n_windows``, ``n_samples``, ``num_inference_steps``).
+            goes from symmetric starts, sampled from N(0, I) (``n_starts``, ``n_repeats``, ``num_inference_steps``);
+            ``modes_warm``: the same from noise that its coupling chooses, of policies whose coupling chooses any.
+            ``prior_gap``: what it does with N(0, I) and with its training noise (``n_windows``, ``n_samples``,
+            ``num_inference_steps``).
     """
 
     name: str
@@ -111,7 +114,8 @@ class Experiment:
 
     def missing_measurements(self, cell: Cell) -> list[str]:
         """Those not made yet, or made with other settings."""
-        return [name for name, settings in self.measurements.items() if cell.measured_with(name) != dict(settings)]
+        missing = [name for name, wanted in self.measurements.items() if cell.measured_with(name) != dict(wanted)]
+        return measurable(missing, cell.trained_with) if missing and cell.is_trained else missing
 
     def evaluation_configs(self, cell: Cell) -> list[EvaluationConfig]:
         """Every evaluation of a cell."""

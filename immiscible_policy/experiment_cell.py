@@ -7,8 +7,9 @@ measurement.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ class Cell(GridRun):
     def missing(self, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
         """Evaluations that are still to be made. One by a coupling that has nothing to choose is plain inference."""
         missing = [config for config in configs if not self.evaluation_file(config).is_file()]
-        if not missing or not self.is_trained:
-            return missing
-        return possible(missing, json.loads((self.run_dir / "summary.json").read_text())["coupling"])
+        return possible(missing, self.trained_with) if missing and self.is_trained else missing
+
+    @property
+    def trained_with(self) -> str:
+        """The coupling of a finished training, as its summary tells it."""
+        return str(json.loads((self.run_dir / "summary.json").read_text())["coupling"])
 
     def measurement_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -60,15 +64,29 @@ def possible(configs: Sequence[EvaluationConfig], coupling: str) -> list[Evaluat
     Args:
         coupling: as a run's summary tells it.
     """
+    if _chooses(coupling):
+        return list(configs)
+    return [config for config in configs if config.inference_coupling == "none" or config.selection is not None]
+
+
+def measurable(names: Iterable[str], coupling: str) -> list[str]:
+    """Measurements of policies trained with a coupling that are not others in disguise.
+
+    Args:
+        names: of ``MEASUREMENTS``.
+        coupling: as a run's summary tells it.
+    """
+    chooses = _chooses(coupling)
+    return [name for name in names if chooses or name != "modes_warm"]
+
+
+def _chooses(coupling: str) -> bool:
+    """Whether there is anything that it would choose of the initial noise at inference."""
     try:
         chooser = parse_coupling(coupling).at_inference()
     except ValueError:
-        chooses = False
-    else:
-        chooses = not (isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1)
-    if chooses:
-        return list(configs)
-    return [config for config in configs if config.inference_coupling == "none" or config.selection is not None]
+        return False
+    return not (isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1)
 
 
 def evaluation_name(config: EvaluationConfig) -> str:
@@ -105,8 +123,10 @@ def measure_cell(
     write_json(cell.measurement_file(name), {"settings": dict(settings), **measured})
 
 
-def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int], precision: str) -> dict[str, Any]:
-    """Which way round the block the policy goes from symmetric starts, with ``modes.png`` of the first of them."""
+def _count_modes(
+    cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int], precision: str, inference_coupling: str = "none"
+) -> dict[str, Any]:
+    """Which way round the block the policy goes from symmetric starts, with a picture of the first of them."""
     # Policies that were saved before tasks named their goal have the standard one.
     goal = tuple(policy.task.get("goal_pose") or GOAL_POSE)
     starts = symmetric_starts(settings.get("n_starts", 16), seed=0, goal_pose=goal)
@@ -117,9 +137,11 @@ def _count_modes(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int
         n_steps=min(100, policy.task["max_steps"] - 1),  # enough to have touched the block
         num_inference_steps=settings.get("num_inference_steps"),
         precision=precision,
+        inference_coupling=inference_coupling,
     )
+    name = "modes" if inference_coupling == "none" else f"modes_{inference_coupling}"
     shown = range(min(4, len(starts)))
-    plot_modes({cell.levels["coupling"]: trajectories}, cell.folder / "modes.png", shown, goal_pose=goal)
+    plot_modes({cell.levels["coupling"]: trajectories}, cell.folder / f"{name}.png", shown, goal_pose=goal)
     return count_modes(trajectories).as_dict()
 
 
@@ -137,10 +159,12 @@ def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int],
 
 MEASUREMENTS: dict[str, Callable[[Cell, DiffusionPolicy, Mapping[str, int], str], dict[str, Any]]] = {
     "modes": _count_modes,
+    "modes_warm": partial(_count_modes, inference_coupling="warm"),
     "prior_gap": _prior_gap,
 }
 # What each of them can be told.
 SETTINGS = {
     "modes": ("n_starts", "n_repeats", "num_inference_steps"),
+    "modes_warm": ("n_starts", "n_repeats", "num_inference_steps"),
     "prior_gap": ("n_windows", "n_samples", "num_inference_steps"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.results import INITIAL_NOISE, RunResults, measured_as, results_by_overrides
 from immiscible_policy.experiment import Experiment, is_done
-from immiscible_policy.experiment_cell import Cell, possible
+from immiscible_policy.experiment_cell import Cell, measurable, possible
 
 # Settings that tell one evaluation's rows from another's, besides the initial states and the precision.
 _SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
@@ -61,7 +61,7 @@ def incomplete(experiment: Experiment, folder: Path, joined: Mapping[Path, RunRe
         if cell.folder in joined
         and (
             _missing(joined[cell.folder], experiment.evaluation_configs(cell))
-            or any(joined[cell.folder].record[name] is None for name in experiment.measurements)
+            or _not_measured(joined[cell.folder], experiment)
         )
     ]
 
@@ -85,6 +85,12 @@ def _missing(results: RunResults, configs: Sequence[EvaluationConfig]) -> list[E
             states[_key(row), "auto"].add(row["evaluation_seed"])  # which any will do for
     every = possible(configs, results.record["trained_with"])
     return [c for c in every if not states[_key(asdict(c)), c.mixed_precision].issuperset(c.seeds)]
+
+
+def _not_measured(results: RunResults, experiment: Experiment) -> list[str]:
+    """Measurements of the experiment that a training run's results do not have."""
+    missing = [name for name in experiment.measurements if results.record[name] is None]
+    return measurable(missing, results.record["trained_with"])
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.evaluation.results_report import write_tables
-from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, status, work_off
+from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, is_done, status, work_off
 from immiscible_policy.grid_run import locked
 from immiscible_policy.training.metrics import read_metrics
 
@@ -67,6 +67,7 @@ def settings(store: Path, **changes: Any) -> dict[str, Any]:
         "evaluations": [{"n_episodes": 3, "num_inference_steps": 2, "inference_coupling": ["none", "warm"]}],
         "measurements": {
             "modes": {"n_starts": 4, "n_repeats": 2, "num_inference_steps": 1},
+            "modes_warm": {"n_starts": 4, "n_repeats": 2, "num_inference_steps": 1},
             "prior_gap": {"n_windows": 8, "n_samples": 2, "num_inference_steps": 1},
         },
         **changes,
@@ -147,7 +148,11 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(store: Path, tmp_path
     ways = tables[0].runs[0]["demonstrations"]["ways"]["counts"]
     assert sum(ways.values()) == 3  # the store's episodes
     assert all((cell.folder / "modes.png").is_file() for cell in experiment.cells(broken))
-    assert write_report(broken).path.read_text().count("<h3>ways round the block, keypoints-") == 2
+    report = write_report(broken).path.read_text()
+    assert report.count("<h3>ways round the block, keypoints-") == 2
+    # Without a coupling there is nothing that could choose the noise.
+    assert [bool(run["modes_warm"]) for run in tables[0].runs] == [False, True]
+    assert report.count("<h3>ways round the block with chosen noise, keypoints-knn-seed0") == 1
     for name in tables[0].columns:
         np.testing.assert_array_equal(tables[0].columns[name], tables[1].columns[name], name)
     written = [write_tables(folder / "results.parquet", folder) for folder in (whole, broken)]
@@ -226,6 +231,17 @@ def test_a_measurement_with_other_settings_is_made_anew(tmp_path: Path) -> None:
     for n_starts, missing in ((4, ["modes"]), (16, [])):
         cell.measurement_file("modes").write_text(json.dumps({"settings": {"n_starts": n_starts}}))
         assert experiment.missing_measurements(cell) == missing
+
+
+def test_ways_with_chosen_noise_are_missing_only_of_policies_whose_coupling_chooses(tmp_path: Path) -> None:
+    factors = {"coupling": {"none": ["coupling=none"], "knn": ["coupling=knn"]}}
+    experiment = Experiment("x", factors, [0], [AT_4], measurements={"modes_warm": {"n_starts": 4}})
+    for cell, chooses in zip(experiment.cells(tmp_path), (False, True), strict=True):
+        assert experiment.missing_measurements(cell) == ["modes_warm"]  # not trained: who knows
+        made_up_cells.finish(experiment, cell)
+        cell.measurement_file("modes_warm").unlink()
+        assert experiment.missing_measurements(cell) == ["modes_warm"] * chooses
+        assert is_done(experiment, cell) != chooses
 
 
 def test_a_folder_made_with_other_settings_is_refused(store: Path, tmp_path: Path) -> None:
@@ -332,7 +348,7 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
             r"factors: kind, length are columns of every table of results; choose other names",
         ),
         ({"measurements": {"modes": {"starts": 3}}}, r"measurements.modes: starts is none of n_starts"),
-        ({"measurements": {"mode": {}}}, r"measurements: 'mode' is none of modes, prior_gap"),
+        ({"measurements": {"mode": {}}}, r"measurements: 'mode' is none of modes, modes_warm, prior_gap"),
         ({"evaluations": [{"only": {"coupling": ["knm"]}}]}, r"only.coupling=\['knm'\]: choose a list out of none"),
         ({"evaluations": [{"only": {"coupling": "none"}}]}, r"only.coupling=none: choose a list out of none"),
         ({"evaluations": [{"only": {"seed": [1]}}]}, r"only.seed=\[1\]: choose a list out of 0"),

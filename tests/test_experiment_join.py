@@ -90,6 +90,19 @@ def test_only_what_is_asked_for_is_taken_and_the_rest_is_named(published: Path, 
     assert all(results.record["modes"] is None for results in joined.values())
 
 
+def test_ways_with_chosen_noise_lack_where_they_could_be_measured(published: Path, tmp_path: Path) -> None:
+    table = pq.read_table(published)  # as it was before there was such a measurement
+    content = json.loads(table.schema.metadata[b"experiment"])
+    for run in content["runs"]:
+        del run["modes_warm"]
+    pq.write_table(table.replace_schema_metadata({"experiment": json.dumps(content)}), published)
+    warm = experiment(measurements={"modes": {"n_starts": 4}, "modes_warm": {"n_starts": 4}})
+    joined = find_joined(warm, tmp_path / "warm", [published])
+    assert [cell.folder.name for cell in incomplete(warm, tmp_path / "warm", joined)] == ["knn-seed0", "knn-seed1"]
+    runs = load_results(collect(warm, tmp_path / "warm", joined)).runs
+    assert [(bool(run["modes"]), run["modes_warm"]) for run in runs] == [(True, None)] * 4
+
+
 def test_what_is_finished_here_comes_first(published: Path, tmp_path: Path) -> None:
     again, folder = experiment(), tmp_path / "again"
     finish(again, again.cells(folder)[0])

@@ -34,8 +34,9 @@ def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
     runs = [read_run(path) for path in find_runs(folder)]
     pictures = [_picture(media, folder, path) for path in sorted(folder.glob("figures/**/*.png"))]
     pictures += [
-        media.item(str(path.relative_to(folder)), f"ways round the block, {path.parent.name}")
-        for path in _of_first_seeds(folder.glob("cells/*/modes.png"))
+        media.item(str(path.relative_to(folder)), f"ways round the block{told}, {path.parent.name}")
+        for name, told in (("modes", ""), ("modes_warm", " with chosen noise"))
+        for path in _of_first_seeds(folder.glob(f"cells/*/{name}.png"))
     ]
     tables = [_markdown_file(media, folder, path) for path in sorted(folder.glob("tables/**/*.md"))]
     if not (runs or pictures or tables):

@@ -21,7 +21,7 @@ INITIAL_NOISE = ("inference_coupling", "selection", "first_chunk", "known_only",
 # How an episode came about: rows that agree in these, in the factors and in the seed of training are of one policy.
 SETTINGS = ("num_inference_steps", "sampler", *INITIAL_NOISE, "mixed_precision")
 # What is measured of a policy besides episodes, None where it is not.
-RUN_MEASUREMENTS = ("modes", "prior_gap")
+RUN_MEASUREMENTS = ("modes", "modes_warm", "prior_gap")
 # What a run's summary tells.
 _KEPT = ("command", "versions", "training_seconds", "precision", "parameters", "demonstrations")
 _NUMBERS = {"max_reward": pa.float32(), "max_coverage": pa.float32(), "final_coverage": pa.float32()}
@@ -45,7 +45,8 @@ class Results:
         content = json.loads(table.schema.metadata[b"experiment"])
         self.name: str = content["name"]
         self.factors: list[str] = content["factors"]
-        self.runs: list[dict[str, Any]] = content["runs"]
+        # Older tables do not know every measurement.
+        self.runs: list[dict[str, Any]] = [{**dict.fromkeys(RUN_MEASUREMENTS), **run} for run in content["runs"]]
 
     def __len__(self) -> int:
         return len(self.columns["training_seed"])

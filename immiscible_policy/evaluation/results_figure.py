@@ -47,7 +47,8 @@ def coverage_while_training(results: Results, fixed: dict[str, Any], path: Path)
 def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, path: Path) -> bool:
     """Max coverage after training against sampling steps: a panel a coupling, a line a way of choosing the noise.
 
-    Every panel shows the baseline's plain inference in grey. Intervals are t intervals over training seeds.
+    Every panel shows the baseline's plain inference in grey. Intervals are t intervals over training seeds; marks are
+    open where not all of the panel's seeds were evaluated.
 
     Args:
         baseline: the coupling that the others are compared with.
@@ -66,7 +67,9 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     ways = list(dict.fromkeys(way for name in couplings for way in _ways(results, {**chosen, "coupling": name})))
     lines: dict[str, Any] = {}
+    title = "initial noise"
     for name, axes in zip(couplings, panels, strict=False):
+        seeds = len(results.levels("training_seed", **chosen, coupling=name))
         if baseline in couplings and name != baseline:
             plain = {**chosen, "coupling": baseline, "inference_coupling": "none"}
             lines[f"{baseline}, N(0, I)"] = _steps_line(axes, results, plain, color="0.6", linewidth=1.0)
@@ -77,7 +80,8 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
             lines[_way_label(inference, selection)] = _steps_line(
                 axes, results, values, shift=index, color=f"C{index}", marker="o", markersize=3, linewidth=1.2
             )
-        seeds = len(results.levels("training_seed", **chosen, coupling=name))
+            if _open_marks(axes, results, values, seeds, shift=index, color=f"C{index}"):
+                title = "initial noise\n(open: fewer seeds)"
         axes.set_title(f"{name} ({seeds} training seed{'s' * (seeds > 1)})", fontsize=9)
         axes.grid(alpha=0.3)
     for axes in panels:  # what the grid has beyond the couplings
@@ -88,7 +92,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     first.minorticks_off()
     figure.supxlabel("sampling steps", fontsize=9)
     figure.supylabel("max coverage, %", fontsize=9)
-    figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside right upper", title="initial noise")
+    figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
     save_figure(figure, path, dpi=140)
     return True
 
@@ -217,8 +221,21 @@ def _ways(results: Results, values: dict[str, Any]) -> list[tuple[str, str | Non
 def _steps_line(axes: Any, results: Results, values: dict[str, Any], shift: int = 0, **style: Any) -> Any:
     """Mean and interval at each number of sampling steps, moved aside a little so that lines can be told apart."""
     steps = sorted(results.levels("num_inference_steps", **values))
-    places = [count * (1 + 0.03 * shift) for count in steps]
-    return _bars(axes, places, _percentages(results, values, "num_inference_steps", steps), **style)
+    return _bars(axes, _beside(steps, shift), _percentages(results, values, "num_inference_steps", steps), **style)
+
+
+def _open_marks(axes: Any, results: Results, values: dict[str, Any], seeds: int, shift: int, color: str) -> bool:
+    """Opens the marks of ``_steps_line`` where fewer than so many training seeds were evaluated; whether any was."""
+    every = sorted(results.levels("num_inference_steps", **values))
+    fewer = [n for n in every if len(_score_table(results, {**values, "num_inference_steps": n})) < seeds]
+    if fewer:
+        mean, _, _ = _percentages(results, values, "num_inference_steps", fewer)
+        axes.plot(_beside(fewer, shift), mean, "o", markersize=3, color=color, markerfacecolor="white", zorder=5)
+    return bool(fewer)
+
+
+def _beside(steps: Sequence[int], shift: int) -> list[float]:
+    return [count * (1 + 0.03 * shift) for count in steps]
 
 
 def _way_label(inference: str, selection: str | None) -> str:

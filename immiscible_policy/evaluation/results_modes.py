@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,37 +14,51 @@ from immiscible_policy.evaluation.results_cells import Rows, percent_cell, plain
 from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t
 
+# What ways of inference are called in tables -> the measurement.
+MEASURED = {"none": "modes", "warm": "modes_warm"}
+
 MODE_NOTE = (
-    "Which way round the block from mirror-symmetric starts. Entropy of the split per start in bits (1 is an even "
-    "split, 0 always the same way), Miller-Madow corrected, and its difference to the baseline's, paired by "
-    "training seed; imbalance is |share - 1/2| per start, beside it what a fair coin would show. Means over training "
-    "seeds [95% t interval over them], not adjusted for their number. Demonstrations begin anywhere and once in each "
-    "place: theirs is the split over all of these [Wilson interval], not that of a start."
+    "Which way round the block from mirror-symmetric starts, sampled from N(0, I) or (warm) from noise that the "
+    "coupling chooses as in training. Entropy of the split per start in bits (1 is an even split, 0 always the same "
+    "way), Miller-Madow corrected, and its difference to the baseline's from N(0, I), paired by training seed; "
+    "imbalance is |share - 1/2| per start, beside it what a fair coin would show. Means over training seeds [95% t "
+    "interval over them], not adjusted for their number. Demonstrations begin anywhere and once in each place: theirs "
+    "is the split over all of these [Wilson interval], not that of a start."
 )
 
 
 def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
-    """Which way round the block, for the demonstrations and every coupling."""
-    head = ["coupling", "seeds", "clockwise", "entropy, bits", "difference", "imbalance (fair coin)", "direct"]
+    """Which way round the block, for the demonstrations, every coupling, and both ways of inference."""
+    head = [
+        "coupling",
+        "inference",
+        "seeds",
+        "clockwise",
+        "entropy, bits",
+        "difference",
+        "imbalance (fair coin)",
+        "direct",
+    ]
     rows, content = [head], []
     plain = _entropies(results.runs_with("modes", **fixed, coupling=baseline))
-    for coupling in results.levels("coupling", **fixed):
+    arms = itertools.product(results.levels("coupling", **fixed), MEASURED.items())
+    for coupling, (inference, measurement) in arms:
         wanted = {**fixed, "coupling": coupling}
-        runs = results.runs_with("modes", **wanted)
-        measures = _mode_measures(runs)
+        runs = results.runs_with(measurement, **wanted)
+        measures = _mode_measures(runs, measurement)
         if measures is None:
             continue
-        fair = float(np.mean([run["modes"]["imbalance_fair"] for run in runs]))
-        own = {} if coupling == baseline else _entropies(runs)
+        fair = float(np.mean([run[measurement]["imbalance_fair"] for run in runs]))
+        own = {} if (coupling, inference) == (baseline, "none") else _entropies(runs, measurement)
         pairs = [[own[seed] - plain[seed]] for seed in own if seed in plain]
         difference = mean_t(np.array(pairs)) if pairs else None
         cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
         cells += ["" if difference is None else plain_cell(difference, "+")]
         cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
-        rows.append([coupling, str(len(runs)), *cells])
+        rows.append([coupling, inference, str(len(runs)), *cells])
         numbers: dict[str, Any] = {k: asdict(v) for k, v in measures.items()}
         numbers["entropy_difference"] = None if difference is None else asdict(difference)
-        content.append({**wanted, "n_seeds": len(runs), **numbers})
+        content.append({**wanted, "inference_coupling": inference, "n_seeds": len(runs), **numbers})
     if content:
         shown, splits = _demonstration_rows(results, fixed)
         rows[1:1], content[:0] = shown, splits
@@ -66,32 +81,34 @@ def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
         split, counts = Interval(**ways["p_clockwise"], level=0.95), ways["counts"]
         direct = 100 * counts["direct"] / sum(counts.values())
         name = f"{sum(counts.values())} demonstrations"
-        rows.append([name, "", percent_cell(split), "", "", "", f"{direct:.1f}"])
+        rows.append([name, "", "", percent_cell(split), "", "", "", f"{direct:.1f}"])
         content.append({**fixed, "demonstrations": record["path"], **ways})
     return rows, content
 
 
-def _entropies(runs: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def _entropies(runs: Sequence[Mapping[str, Any]], measurement: str = "modes") -> dict[int, float]:
     """Training seed -> entropy, of the policies that have one."""
-    found = {run["seed"]: run["modes"]["entropy"]["mean"] for run in runs}
+    found = {run["seed"]: run[measurement]["entropy"]["mean"] for run in runs}
     return {seed: float(entropy) for seed, entropy in found.items() if entropy is not None and not np.isnan(entropy)}
 
 
-def _mode_measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, TInterval] | None:
+def _mode_measures(runs: Sequence[Mapping[str, Any]], measurement: str) -> dict[str, TInterval] | None:
     """Means over training runs; None where there are none, or where a policy goes round from no start."""
     names = ("p_clockwise", "entropy", "imbalance", "direct")
-    means = {name: np.array([[run["modes"][name]["mean"]] for run in runs], float) for name in names}
+    means = {name: np.array([[run[measurement][name]["mean"]] for run in runs], float) for name in names}
     if not runs or any(np.isnan(values).any() for values in means.values()):
         return None
     return {name: mean_t(values) for name, values in means.items()}
 
 
-def ways_entropy(results: Results, levels: dict[str, Any], steps: int) -> TInterval | None:
-    """Entropy of the way round of policies sampled from N(0, I) in so many steps, where all of it was measured so."""
-    runs = results.runs_with("modes", **levels)
-    measures = _mode_measures([run for run in runs if _mode_steps(run) == steps])
+def ways_entropy(results: Results, levels: dict[str, Any], steps: int, inference: str) -> TInterval | None:
+    """Entropy of the way round of policies sampled in so many steps, of those of which it was measured so.
+
+    Args:
+        inference: as tables call it; only those in ``MEASURED`` are measured.
+    """
+    measurement = MEASURED.get(inference)
+    runs = [] if measurement is None else results.runs_with(measurement, **levels)
+    chosen = [run for run in runs if run[measurement].get("settings", {}).get("num_inference_steps") == steps]
+    measures = _mode_measures(chosen, str(measurement))
     return None if measures is None else measures["entropy"]
-
-
-def _mode_steps(run: Mapping[str, Any]) -> int | None:
-    return run["modes"].get("settings", {}).get("num_inference_steps")

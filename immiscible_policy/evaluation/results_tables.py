@@ -45,7 +45,8 @@ NOTE = (
 )
 WAYS_NOTE = (
     " Ways, in bits, is how evenly a policy splits between the two ways round the block from mirror-symmetric starts "
-    "(1 evenly, 0 always the same; more in the table of modes), where that was measured of this inference."
+    "(1 evenly, 0 always the same; more in the table of modes), of the training seeds where that was measured of this "
+    "inference."
 )
 POOLED_NOTE = (
     "As in the table of coverage, over all levels of {factors}, of the training seeds that all of them have. "
@@ -85,7 +86,7 @@ def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Row
         for row in compare_arms(_same_states(coverage), first):
             cells, succeeded = _cells(row, successes, first)
             coupling, inference = row.arm.split("|")
-            ways = ways_entropy(results, {**fixed, "coupling": coupling}, steps) if inference == "none" else None
+            ways = ways_entropy(results, {**fixed, "coupling": coupling}, steps, inference)
             cells.append("" if ways is None else plain_cell(ways))
             rows.append([str(steps), coupling, inference, str(len(row.seeds)), *cells])
             numbers = {**succeeded, **asdict(row), "ways": None if ways is None else asdict(ways)}

@@ -239,6 +239,30 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
     assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
 
 
+def test_marks_are_open_where_fewer_training_seeds_were_evaluated(tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
+    )
+    cells = [(tmp_path / f"cell-{seed}", {**FIXED, "coupling": "none"}, seed) for seed in (0, 1)]
+    for folder, _, seed in cells:
+        write_cell(folder, seed, 0.0, 0.0)
+    for seeds in ((0, 1), (0,)):
+        for folder, _, seed in cells:
+            more = {"episodes": [episode(s, 0.75) for s in STATES], "settings": settings("none", 16), "seconds": {}}
+            (folder / "evaluations" / "more.parquet").unlink(missing_ok=True)
+            if seed in seeds:
+                write_evaluation(folder / "evaluations" / "more.parquet", more)
+        collect_results("made up", cells, tmp_path / "results.parquet")
+        assert coverage_by_steps(load_results(tmp_path / "results.parquet"), FIXED, "none", tmp_path / "steps.png")
+    every, fewer = (figure.axes[0] for figure in drawn)
+    assert [line.get_markerfacecolor() for line in every.lines].count("white") == 0
+    opened = [line for line in fewer.lines if line.get_markerfacecolor() == "white"]
+    assert [np.asarray(line.get_data()).ravel().tolist() for line in opened] == [[16, 75]]
+    assert "open: fewer seeds" in drawn[1].legends[0].get_title().get_text()
+    assert "open" not in drawn[0].legends[0].get_title().get_text()
+
+
 def test_curves_rules_and_modes(path: Path) -> None:
     results = load_results(path)
     curves = training_curves(results, {**FIXED, "coupling": "none"}, "max_coverage")
@@ -256,7 +280,14 @@ def test_curves_rules_and_modes(path: Path) -> None:
         run["modes"]["entropy"]["mean"] += 0.1 * (run["levels"]["coupling"] == "knn")
     rows, modes = mode_rows(results, FIXED, "none")
     assert modes[1]["entropy_difference"]["mean"] == pytest.approx(0.1)
-    assert rows[2][4] == "+0.10 [+0.10, +0.10]"
+    assert rows[2][5] == "+0.10 [+0.10, +0.10]"
+    for run in results.runs:  # with chosen noise more even by another 0.2
+        if run["levels"]["coupling"] == "knn":
+            run["modes_warm"] = {**run["modes"], "entropy": {"mean": run["modes"]["entropy"]["mean"] + 0.2}}
+    rows, modes = mode_rows(results, FIXED, "none")
+    assert [row[:2] for row in rows[1:]] == [["none", "none"], ["knn", "none"], ["knn", "warm"]]
+    assert [row["inference_coupling"] for row in modes] == ["none", "none", "warm"]
+    assert modes[2]["entropy_difference"]["mean"] == pytest.approx(0.3)  # from the baseline's from N(0, I)
 
 
 def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -310,11 +341,15 @@ def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -
     collect_results("made up", cells, tmp_path / "results.parquet", describe=describe)
     results = load_results(tmp_path / "results.parquet")
     rows, content = mode_rows(results, FIXED, "none")
-    assert rows[1] == ["10 demonstrations", "", "37.5 [14.0, 69.0]", "", "", "", "20.0"]
+    assert rows[1] == ["10 demonstrations", "", "", "37.5 [14.0, 69.0]", "", "", "", "20.0"]
     assert content[0]["counts"] == counts
     rows, content = coverage_rows(results, FIXED, "none")
     assert {row[2]: row[-1] for row in rows[1:]} == {"none": "0.50", "warm": ""}  # measured from N(0, I) alone
     assert [row["ways"] and row["ways"]["mean"] for row in content] == [0.5, None]
+    for run in results.runs:
+        run["modes_warm"] = {**run["modes"], "entropy": {"mean": 0.7}}
+    rows, _ = coverage_rows(results, FIXED, "none")
+    assert {row[2]: row[-1] for row in rows[1:]} == {"none": "0.50", "warm": "0.70"}
     (folder / "modes.json").write_text(json.dumps({**modes, "settings": {"num_inference_steps": 16}}))
     collect_results("made up", cells, tmp_path / "results.parquet")
     results = load_results(tmp_path / "results.parquet")
