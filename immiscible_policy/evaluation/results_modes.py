@@ -107,8 +107,10 @@ def ways_entropy(results: Results, levels: dict[str, Any], steps: int, inference
     Args:
         inference: as tables call it; only those in ``MEASURED`` are measured.
     """
-    measurement = MEASURED.get(inference)
-    runs = [] if measurement is None else results.runs_with(measurement, **levels)
+    if inference not in MEASURED:
+        return None
+    measurement = MEASURED[inference]
+    runs = results.runs_with(measurement, **levels)
     chosen = [run for run in runs if run[measurement].get("settings", {}).get("num_inference_steps") == steps]
-    measures = _mode_measures(chosen, str(measurement))
+    measures = _mode_measures(chosen, measurement)
     return None if measures is None else measures["entropy"]
