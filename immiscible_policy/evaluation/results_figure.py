@@ -64,7 +64,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     columns = min(3, len(couplings))
     rows = -(-len(couplings) // columns)
     figure = Figure(figsize=(2 + 2.6 * columns, 0.9 + 2.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     ways = list(dict.fromkeys(way for name in couplings for way in _ways(results, {**chosen, "coupling": name})))
     lines: dict[str, Any] = {}
     title = "initial noise"
@@ -84,8 +84,10 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
                 title = "initial noise\n(open: fewer seeds)"
         axes.set_title(f"{name} ({seeds} training seed{'s' * (seeds > 1)})", fontsize=9)
         axes.grid(alpha=0.3)
-    for axes in panels:  # what the grid has beyond the couplings
-        axes.set_visible(False)
+    for index in range(len(couplings), len(panels)):  # what the grid has beyond the couplings
+        panels[index].set_visible(False)
+        if index >= columns:
+            panels[index - columns].tick_params(labelbottom=True)
     first = figure.axes[0]
     first.set(xscale="log", ylim=(0, 100))
     first.set_xticks(ticks, [str(tick) for tick in ticks])
