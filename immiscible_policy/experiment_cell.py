@@ -25,6 +25,7 @@ from immiscible_policy.evaluation.modes_figure import plot_modes
 from immiscible_policy.evaluation.modes_rollout import roll_policy
 from immiscible_policy.evaluation.prior_gap import measure_prior_gap
 from immiscible_policy.evaluation.results import write_evaluation
+from immiscible_policy.evaluation.results_modes import MEASURED
 from immiscible_policy.files import write_json
 from immiscible_policy.grid_run import GridRun
 from immiscible_policy.policy import DiffusionPolicy, load_policy
@@ -139,9 +140,9 @@ def _count_modes(
         precision=precision,
         inference_coupling=inference_coupling,
     )
-    name = "modes" if inference_coupling == "none" else f"modes_{inference_coupling}"
     shown = range(min(4, len(starts)))
-    plot_modes({cell.levels["coupling"]: trajectories}, cell.folder / f"{name}.png", shown, goal_pose=goal)
+    picture = cell.folder / f"{MEASURED[inference_coupling]}.png"
+    plot_modes({cell.levels["coupling"]: trajectories}, picture, shown, goal_pose=goal)
     return count_modes(trajectories).as_dict()
 
 
