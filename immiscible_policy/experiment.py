@@ -167,6 +167,7 @@ def work_off(
     announce: Callable[[str], None] = print,
     cells: Sequence[Cell] | None = None,
     precision: str = "auto",
+    take_over: Callable[[Cell], str] = lambda cell: "",
 ) -> ExperimentProgress:
     """Train and evaluate every cell that is neither finished nor being worked on by another process.
 
@@ -178,6 +179,7 @@ def work_off(
         announce: told a line at every beginning.
         cells: some of the experiment's; default all.
         precision: auto | fp32 | bf16 | fp16, of trainings and evaluations that do not say.
+        take_over: given a trained cell before anything is evaluated; says what it has found that need not be.
     """
     trained = evaluated = 0
 
@@ -187,6 +189,8 @@ def work_off(
             announce(f"{title}: training")
             cell.train(device, lock, precision)
             trained += 1
+        if taken := take_over(cell):
+            announce(f"{title}: {taken}")
         for config in cell.missing(experiment.evaluation_configs(cell)):
             announce(f"{title}: {evaluation_name(config)}")
             evaluate_cell(cell, config, device, precision)

@@ -1,7 +1,8 @@
 """Results of trainings made elsewhere, as cells of an experiment.
 
 An experiment can go on where its ``results.parquet`` is all that is left of it, or was published, and can share
-trainings with another: a training is known by what it was trained with, not by what it is called.
+trainings with another: a training is known by what it was trained with, not by what it is called. One that is made
+again, to be evaluated in more ways, keeps the results that it had where it gives the same policy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.evaluation.evaluate import EvaluationConfig
-from immiscible_policy.evaluation.results import INITIAL_NOISE, RunResults, measured_as, results_by_overrides
+from immiscible_policy.evaluation.results import (
+    INITIAL_NOISE,
+    RunResults,
+    measured_as,
+    results_by_overrides,
+    results_of_cell,
+    rollouts_of,
+    write_evaluation_rows,
+)
 from immiscible_policy.experiment import Experiment, is_done
 from immiscible_policy.experiment_cell import Cell, measurable, possible
+from immiscible_policy.files import write_json
 
+Row = Mapping[str, Any]
+# Settings -> precision -> initial state -> row.
+Evaluations = defaultdict[tuple[Any, ...], defaultdict[str, dict[int, Row]]]
 # Settings that tell one evaluation's rows from another's, besides the initial states and the precision.
 _SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
 
@@ -66,6 +79,37 @@ def incomplete(experiment: Experiment, folder: Path, joined: Mapping[Path, RunRe
     ]
 
 
+def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: Cell) -> str:
+    """Give a cell that was trained again what joined results have of the same policy and it lacks.
+
+    The policy is the same where every episode rolled out while it trained, and the losses then, are.
+
+    Args:
+        joined: as ``find_joined`` gives them.
+
+    Returns:
+        What was done, in words; empty where there was nothing to do.
+    """
+    results = joined.get(cell.folder)
+    configs = cell.missing(experiment.evaluation_configs(cell))
+    measurements = experiment.missing_measurements(cell)
+    if results is None or not (configs or measurements):
+        return ""
+    rollouts = rollouts_of(results_of_cell(experiment.name, cell.folder))
+    if not rollouts or rollouts != rollouts_of(results):
+        return "not the policy of the joined results, which are therefore not used for it"
+    found = _evaluations(results)
+    known = {config: rows for config in configs if (rows := _rows_of(found, config))}
+    for config, rows in known.items():
+        write_evaluation_rows(cell.evaluation_file(config), rows)
+    measured = [name for name in measurements if results.record[name] is not None]
+    for name in measured:
+        write_json(cell.measurement_file(name), results.record[name])
+    if not (known or measured):
+        return ""
+    return f"the policy of the joined results, of which {len(known)} evaluations and {len(measured)} measurements are kept"
+
+
 def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunResults:
     """The part that the experiment asks for, which may have other evaluations than the one it is from."""
     configs = experiment.evaluation_configs(cell)
@@ -78,13 +122,24 @@ def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunRe
 
 def _missing(results: RunResults, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
     """Evaluations of a training run that its results do not have in whole."""
-    states = defaultdict(set)
+    found = _evaluations(results)
+    return [config for config in possible(configs, results.record["trained_with"]) if not _rows_of(found, config)]
+
+
+def _evaluations(results: RunResults) -> Evaluations:
+    found: Evaluations = defaultdict(lambda: defaultdict(dict))
     for row in results.rows:
         if row["kind"] == "final":
-            states[_key(row), row["mixed_precision"]].add(row["evaluation_seed"])
-            states[_key(row), "auto"].add(row["evaluation_seed"])  # which any will do for
-    every = possible(configs, results.record["trained_with"])
-    return [c for c in every if not states[_key(asdict(c)), c.mixed_precision].issuperset(c.seeds)]
+            found[_key(row)][row["mixed_precision"]][row["evaluation_seed"]] = row
+    return found
+
+
+def _rows_of(found: Evaluations, config: EvaluationConfig) -> list[Row]:
+    """A row for each initial state of an evaluation; none where it is not there in whole."""
+    for precision, rows in found[_key(asdict(config))].items():
+        if config.mixed_precision in ("auto", precision) and rows.keys() >= set(config.seeds):
+            return [rows[state] for state in config.seeds]
+    return []
 
 
 def _not_measured(results: RunResults, experiment: Experiment) -> list[str]:

@@ -1,5 +1,7 @@
 """Run an experiment, a grid of trainings and evaluations: python scripts/reproduce.py experiment=table2 processes=2"""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -8,10 +10,11 @@ from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.report import write_report
+from immiscible_policy.evaluation.results import RunResults
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
 from immiscible_policy.experiment_cell import Cell
-from immiscible_policy.experiment_join import find_joined, incomplete
+from immiscible_policy.experiment_join import find_joined, incomplete, take_over
 from immiscible_policy.experiment_precision import experiment_precision
 from immiscible_policy.run_setup import plain_settings, set_threads
 
@@ -32,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         precision = experiment_precision(experiment, folder, joined, cfg.mixed_precision, cfg.device)
         print(f"computing in {precision} (mixed_precision=auto takes what is fastest here)")
         done = Parallel(n_jobs=cfg.processes)(
-            delayed(_work)(experiment, cells, folder, cfg.device, precision, cfg.num_threads)
+            delayed(_work)(experiment, cells, folder, joined, cfg.device, precision, cfg.num_threads)
             for _ in range(cfg.processes)
         )
         failed = sorted({name for progress in done for name in progress.failed})
@@ -51,10 +54,17 @@ def main(cfg: DictConfig) -> None:
 
 
 def _work(
-    experiment: Experiment, cells: list[Cell], folder: Path, device: str, precision: str, num_threads: int | None
+    experiment: Experiment,
+    cells: list[Cell],
+    folder: Path,
+    joined: Mapping[Path, RunResults],
+    device: str,
+    precision: str,
+    num_threads: int | None,
 ) -> ExperimentProgress:
     set_threads(num_threads)
-    return work_off(experiment, folder, device, cells=cells, precision=precision)
+    known = partial(take_over, experiment, joined)
+    return work_off(experiment, folder, device, cells=cells, precision=precision, take_over=known)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_up_cells import finish
+from made_up_cells import finish, train
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.results import load_results
-from immiscible_policy.experiment import Experiment, collect, status
-from immiscible_policy.experiment_join import find_joined, incomplete, settings_of
+from immiscible_policy.experiment import Experiment, collect, is_done, status
+from immiscible_policy.experiment_join import find_joined, incomplete, settings_of, take_over
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 COUPLINGS = {"none": ["coupling=none"], "knn": ["coupling=knn", "k=2"]}
@@ -112,6 +112,46 @@ def test_what_is_finished_here_comes_first(published: Path, tmp_path: Path) -> N
     assert pq.read_table(collected).equals(pq.read_table(published))
     again.cells(folder)[0].measurement_file("modes").unlink()  # no longer finished
     assert len(find_joined(again, folder, [published])) == 4
+
+
+def test_a_training_made_again_keeps_the_results_of_the_same_policy(published: Path, tmp_path: Path) -> None:
+    more = experiment(
+        evaluations=[*EVALUATIONS, {"n_episodes": 3, "num_inference_steps": 8}],
+        measurements={"modes": {"n_starts": 4}, "prior_gap": {"n_windows": 2}},
+    )
+    folder = tmp_path / "again"
+    joined = find_joined(more, folder, [published])
+    cell = more.cells(folder)[1]
+    train(cell)
+    told = "the policy of the joined results, of which 2 evaluations and 1 measurements are kept"
+    assert take_over(more, joined, cell) == told
+    assert [config.num_inference_steps for config in cell.missing(more.evaluation_configs(cell))] == [8]
+    assert more.missing_measurements(cell) == ["prior_gap"]
+    assert take_over(more, joined, cell) == ""  # nothing more
+    asked = experiment()
+    assert is_done(asked, cell)
+    one = collect(asked, folder)
+    kept = load_results(one)
+    assert kept.levels("coupling") == ["knn"]
+    original = pq.read_table(published)
+    rows = [r for r in original.to_pylist() if (r["coupling"], r["training_seed"]) == ("knn", 0)]
+    assert pq.read_table(one).to_pylist() == rows
+    assert kept.runs[0] == load_results(published).runs[1]
+
+
+@pytest.mark.parametrize("file", ["rollouts.jsonl", "metrics.jsonl"])
+def test_results_of_another_policy_are_not_kept(published: Path, tmp_path: Path, file: str) -> None:
+    asked, folder = experiment(), tmp_path / "again"
+    joined = find_joined(asked, folder, [published])
+    cell = asked.cells(folder)[0]
+    train(cell)
+    path = cell.run_dir / file  # the same training on another processor
+    path.write_text(path.read_text().replace("0.25", "0.2500001").replace("0.1}", "0.1000001}"))
+    assert take_over(asked, joined, cell).startswith("not the policy of the joined results")
+    assert len(cell.missing(asked.evaluation_configs(cell))) == 2
+    path.write_text("")  # and one that was never looked at while it trained is not known to be the same
+    assert take_over(asked, joined, cell).startswith("not the policy of the joined results")
+    assert take_over(asked, {}, cell) == ""
 
 
 def test_of_two_tables_the_first_that_has_a_training_counts(published: Path, tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def write_evaluation(path: Path, report: Mapping[str, Any]) -> None:
     _write(table.replace_schema_metadata({"evaluation": json.dumps(content)}), path)
 
 
+def write_evaluation_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """As ``write_evaluation``, of rows of a tidy table that are one evaluation's; how long it took is not known."""
+    episodes = [{"seed": row["evaluation_seed"], **{name: row[name] for name in (*MEASURES, "length")}} for row in rows]
+    settings = {name: rows[0][name] for name in SETTINGS}
+    write_evaluation(path, {"episodes": episodes, "settings": settings, "seconds": None})
+
+
 @dataclass(frozen=True)
 class RunResults:
     """What is known of one training run, whatever experiment it stands in.
@@ -148,7 +155,7 @@ def collect_results(
     factors = list(cells[0][1]) if cells else []
     for folder, levels, seed in cells:
         files = None if wanted is None else wanted[folder]
-        found = (joined or {}).get(folder) or _read_cell(name, folder, files)
+        found = (joined or {}).get(folder) or results_of_cell(name, folder, files)
         record = found.record if measurements is None else measured_as(found.record, measurements)
         demonstrations = record["demonstrations"]
         described = {"demonstrations": describe(demonstrations)} if demonstrations else {}
@@ -176,8 +183,19 @@ def results_by_overrides(path: Path) -> list[tuple[list[str], RunResults]]:
     return found
 
 
-def _read_cell(name: str, folder: Path, wanted: Collection[str] | None) -> RunResults:
-    """What ``collect_results`` takes of a cell's folder."""
+def rollouts_of(results: RunResults) -> list[dict[str, Any]]:
+    """Every episode rolled out during training, as a table stores it, sorted: equal where the trainings were."""
+    rows = [dict(row) for row in results.rows if row["kind"] == "training"]
+    return _table(rows, []).sort_by([("checkpoint_step", "ascending"), ("evaluation_seed", "ascending")]).to_pylist()
+
+
+def results_of_cell(name: str, folder: Path, wanted: Collection[str] | None = None) -> RunResults:
+    """What ``collect_results`` takes of a cell's folder.
+
+    Args:
+        name: of the experiment.
+        wanted: file names of the evaluations to take; all of them where it is None.
+    """
     summary = json.loads((folder / "run" / "summary.json").read_text())
     grid = _content(folder / "cell.json") or {}
     record = {

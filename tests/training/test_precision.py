@@ -1,5 +1,7 @@
 """Choices of device and arithmetic."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -32,6 +34,19 @@ def test_bf16_is_chosen_for_processors_that_are_faster_in_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(precision, "_is_intel", lambda: intel)
     assert resolve_precision("auto", "cpu") == expected
+
+
+@pytest.mark.parametrize(("amx", "avx512", "warned"), [(False, False, 1), (True, False, 0), (False, True, 0)])
+def test_emulated_bf16_is_warned_of(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, warned: int) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert resolve_precision("bf16", "cpu") == "bf16"
+        resolve_precision("bf16", "cuda:0")
+        resolve_precision("fp32", "cpu")
+    assert len(caught) == warned
+    assert all("mixed_precision=bf16: this processor has no instructions" in str(w.message) for w in caught)
 
 
 def test_a_torch_without_the_queries_means_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
