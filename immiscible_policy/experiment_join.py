@@ -107,7 +107,8 @@ def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: C
         write_json(cell.measurement_file(name), results.record[name])
     if not (known or measured):
         return ""
-    return f"the policy of the joined results, of which {len(known)} evaluations and {len(measured)} measurements are kept"
+    kept = f"{len(known)} evaluations and {len(measured)} measurements"
+    return f"the policy of the joined results, of which {kept} are kept"
 
 
 def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunResults:
