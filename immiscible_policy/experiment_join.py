@@ -91,10 +91,10 @@ def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: C
         What was done, in words; empty where there was nothing to do.
     """
     results = joined.get(cell.folder)
+    if results is None or is_done(experiment, cell):
+        return ""
     configs = cell.missing(experiment.evaluation_configs(cell))
     measurements = experiment.missing_measurements(cell)
-    if results is None or not (configs or measurements):
-        return ""
     rollouts = rollouts_of(results_of_cell(experiment.name, cell.folder))
     if not rollouts or rollouts != rollouts_of(results):
         return "not the policy of the joined results, which are therefore not used for it"

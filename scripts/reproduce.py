@@ -32,10 +32,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.action == "run":
         again = incomplete(experiment, folder, joined) if cfg.finish else []
         cells = [cell for cell in experiment.cells(folder) if cell.folder not in joined or cell in again]
+        known = {cell.folder: joined[cell.folder] for cell in again}  # alone, as every process gets a copy
         precision = experiment_precision(experiment, folder, joined, cfg.mixed_precision, cfg.device)
         print(f"computing in {precision} (mixed_precision=auto takes what is fastest here)")
         done = Parallel(n_jobs=cfg.processes)(
-            delayed(_work)(experiment, cells, folder, joined, cfg.device, precision, cfg.num_threads)
+            delayed(_work)(experiment, cells, folder, known, cfg.device, precision, cfg.num_threads)
             for _ in range(cfg.processes)
         )
         failed = sorted({name for progress in done for name in progress.failed})
@@ -57,14 +58,14 @@ def _work(
     experiment: Experiment,
     cells: list[Cell],
     folder: Path,
-    joined: Mapping[Path, RunResults],
+    known: Mapping[Path, RunResults],
     device: str,
     precision: str,
     num_threads: int | None,
 ) -> ExperimentProgress:
     set_threads(num_threads)
-    known = partial(take_over, experiment, joined)
-    return work_off(experiment, folder, device, cells=cells, precision=precision, take_over=known)
+    keep = partial(take_over, experiment, known)
+    return work_off(experiment, folder, device, cells=cells, precision=precision, take_over=keep)
 
 
 if __name__ == "__main__":
