@@ -1,6 +1,8 @@
 """What every training run begins and ends with, of policies and of images: settings, processes, a folder."""
 
+import ctypes
 import os
+import platform
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from immiscible_policy.training.precision import resolve_device
 
 # One process evaluates, or makes demonstrations, while the others wait, which torch lets them do for 10 minutes.
 PATIENCE = timedelta(hours=12)
+# glibc's mallopt(3): parameters by number, and the bytes they are set to.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST_KEPT = 2**31 - 1, (2**30, 2**25)  # older releases refuse the first
 
 
 def plain_settings(node: DictConfig) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
 
 
 def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
-    """Set the CPU threads and the random seed of this process.
+    """Set the CPU threads, the memory and the random seed of this process.
 
     Raises:
         ValueError: the folder holds a run that is not to be resumed, or a number is out of range.
@@ -48,6 +53,7 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
     if not resume and (run_dir / "checkpoints").exists():
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     set_threads(cfg.num_threads)
+    keep_freed_memory()
     if not is_integer(cfg.seed, 0) or cfg.seed >= 2**32:
         raise ValueError(f"seed={cfg.seed!r}: must be an integer of at least 0 and below 2^32")
     set_seed(cfg.seed)
@@ -64,6 +70,20 @@ def set_threads(num_threads: int | None) -> None:
     if not is_integer(num_threads, 1):
         raise ValueError(f"num_threads={num_threads!r}: must be an integer of at least 1, or null for all cores")
     torch.set_num_threads(num_threads)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory of freed tensors for the next ones; returns whether that was set.
+
+    glibc gives large blocks back to the system, and a training step, which frees all that it took, takes them from it
+    again: a page fault for every 4 KiB. On a CPU that is 4% of a step of 4.6M parameters and 7 to 40% of one of 65.8M.
+    Left alone is a process whose environment already says how (``MALLOC_...``, ``GLIBC_TUNABLES``).
+    """
+    chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
 
 
 def fit(trainer: Trainer, resume: bool) -> bool:

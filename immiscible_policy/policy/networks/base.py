@@ -34,9 +34,6 @@ def flatten_condition(condition: Tensor) -> Tensor:
     return condition.flatten(1)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
-
-
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raise a ValueError that names the argument, the value and what is allowed."""
     if value not in allowed:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from immiscible_policy.policy.networks.activations import ACTIVATIONS
 from immiscible_policy.policy.networks.base import (
-    ACTIVATIONS,
     SinusoidalEmbedding,
     check_choice,
     flatten_condition,

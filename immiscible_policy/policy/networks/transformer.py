@@ -7,6 +7,7 @@ the tokens of the diffusion time and of the observations up to the same moment.
 import torch
 from torch import Tensor, nn
 
+from immiscible_policy.policy.networks.activations import Mish
 from immiscible_policy.policy.networks.base import SinusoidalEmbedding
 
 
@@ -47,7 +48,7 @@ class ActionTransformer(nn.Module):
         self.action_position = nn.Parameter(torch.empty(1, horizon, embed_dim).normal_(std=0.02))
         self.memory_position = nn.Parameter(torch.empty(1, 1 + n_obs_steps, embed_dim).normal_(std=0.02))
         self.memory_encoder = nn.Sequential(
-            nn.Linear(embed_dim, 4 * embed_dim), nn.Mish(), nn.Linear(4 * embed_dim, embed_dim)
+            nn.Linear(embed_dim, 4 * embed_dim), Mish(), nn.Linear(4 * embed_dim, embed_dim)
         )
         layer = nn.TransformerDecoderLayer(
             embed_dim, n_heads, 4 * embed_dim, dropout, activation="gelu", batch_first=True, norm_first=True

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from immiscible_policy.policy.networks import minimal_filtering
+from immiscible_policy.policy.networks.activations import ACTIVATIONS
 from immiscible_policy.policy.networks.base import (
-    ACTIVATIONS,
     SinusoidalEmbedding,
     check_choice,
     flatten_condition,
@@ -31,9 +32,10 @@ class SequenceConv(nn.Module):
 
     The weight is stored as (out, kernel, in). Under bf16 autocast on a CPU the taps are concatenated and multiplied
     at once: the product runs at bf16 speed there while the library's convolution does not (whole training step:
-    ``scripts/benchmark.py --only policy``). In fp32 that pays only for the shortest sequences, on which the library's
-    convolution takes three times as long (64 sequences of 4 steps, 1,024 channels). Elsewhere the same weight goes to
-    the library's convolution as a view.
+    ``scripts/benchmark.py --only policy``). Batches in fp32 take half the products (`minimal_filtering`). Where that
+    does not apply, unfolding still pays for strides (0.6 of the library's time for 64 sequences of 8 steps, 128
+    channels) and for the shortest sequences (a third, 4 steps, 1,024 channels). Elsewhere the same weight goes to the
+    library's convolution as a view.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -48,7 +50,10 @@ class SequenceConv(nn.Module):
             return F.linear(x, self.weight[:, 0], self.bias)
         pad = self.kernel_size // 2
         lowered = torch.is_autocast_enabled("cpu")
-        if x.device.type != "cpu" or not (lowered or x.shape[1] <= _SHORT):
+        on_cpu = x.device.type == "cpu"
+        if on_cpu and not lowered and self.stride == 1 and minimal_filtering.pays(*x.shape, *self.weight.shape[:2]):
+            return minimal_filtering.convolve(x, self.weight) + self.bias
+        if not on_cpu or not (lowered or self.stride > 1 or x.shape[1] <= _SHORT):
             weight = self.weight.transpose(1, 2)
             return F.conv1d(x.transpose(1, 2), weight, self.bias, self.stride, pad).transpose(1, 2)
         padded = F.pad(x.to(torch.get_autocast_dtype("cpu")) if lowered else x, (0, 0, pad, pad))
