@@ -273,6 +273,7 @@ def test_a_step_reads_no_number_from_the_device(
     """Each such reading would make the host wait until a GPU has done all that it was given."""
     config = replace(CONFIG, gradient_clip=gradient_clip)
     run = trainer(tmp_path, config, model=small_policy(), dataset=Windows(), coupling=Independent())
+    run._may_read_norm = False  # as on a GPU
 
     def refuse(self: Tensor, *arguments: Any, **options: Any) -> Any:
         raise AssertionError("a number was read")
@@ -289,6 +290,21 @@ def test_a_step_reads_no_number_from_the_device(
             float(loss)
     assert isinstance(norm, Tensor)
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6, float("inf")])
+def test_gradients_are_clipped_as_by_the_library(tmp_path: Path, limit: float) -> None:
+    run = trainer(tmp_path)
+    clipped = []
+    for run._may_read_norm in (True, False):
+        for number, parameter in enumerate(run.parameters):
+            parameter.grad = torch.full_like(parameter, 0.3 + number)
+        norm = run._clip_gradients(limit)
+        clipped.append([norm, *(parameter.grad for parameter in run.parameters)])
+    for mine, expected in zip(*clipped, strict=True):
+        assert torch.equal(mine, expected)
+    changed = not torch.equal(clipped[0][1], torch.full_like(run.parameters[0], 0.3))
+    assert changed == (limit == 0.01)
 
 
 def test_data_on_another_device_are_asked_for_by_indices_there(tmp_path: Path) -> None:
