@@ -18,7 +18,8 @@ from immiscible_policy.training.precision import resolve_device
 
 # One process evaluates, or makes demonstrations, while the others wait, which torch lets them do for 10 minutes.
 PATIENCE = timedelta(hours=12)
-# glibc's mallopt(3): parameters by number, and the bytes they are set to.
+# glibc's mallopt(3): variables that set the same, parameters by number, and the bytes they are set to.
+_MEMORY_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _LARGEST_KEPT = 2**31 - 1, (2**30, 2**25)  # older releases refuse the first
 
@@ -77,10 +78,9 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the system, and a training step, which frees all that it took, takes them from it
     again: a page fault for every 4 KiB. On a CPU that is 4% of a step of 4.6M parameters and 7 to 40% of one of 65.8M.
-    Left alone is a process whose environment already says how (``MALLOC_...``, ``GLIBC_TUNABLES``).
+    A process whose environment says how memory is to be kept is left alone.
     """
-    chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    if chosen or platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MEMORY_VARIABLES):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
