@@ -102,6 +102,7 @@ def test_used_for_batches_of_whole_tiles(
     calls.clear()
     with torch.autocast("cpu", torch.bfloat16):  # whose precision the transforms would not bear
         conv(x)
+    conv.bfloat16()(x.bfloat16())
     assert not calls
 
 
@@ -118,7 +119,7 @@ def test_a_network_trains_as_with_the_librarys_convolutions(activation: str, mon
         return [prediction.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
 
     fast = outcome()
-    monkeypatch.setattr(minimal_filtering, "pays", lambda *sizes: False)
+    monkeypatch.setattr(minimal_filtering, "pays", lambda *tensors: False)
     plain = outcome()
     assert len(fast) == len(plain) == 1 + len(list(network.parameters()))
     for mine, expected in zip(fast, plain, strict=True):

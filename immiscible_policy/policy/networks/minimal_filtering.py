@@ -29,6 +29,7 @@ LENGTHS = range(
     TILE, 36, TILE
 )  # the transform is one matrix for all tiles, which for long sequences would be mostly zero
 _FEWEST_ROWS, _FEWEST_CHANNELS = 32, 32
+_DTYPES = (torch.float32, torch.float64)
 
 
 class _Transforms(NamedTuple):
@@ -42,13 +43,17 @@ class _Transforms(NamedTuple):
     output: Tensor
 
 
-def pays(batch: int, length: int, in_channels: int, out_channels: int, taps: int) -> bool:
-    """Whether `convolve` is for these sizes: it needs whole tiles, and enough rows for the transform of the weight."""
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve` is for these: whole tiles, enough rows for the transform of the weight, enough precision."""
+    batch, length, in_channels = x.shape
+    out_channels, taps, _ = weight.shape
     return (
         taps in TAPS
         and length in LENGTHS
         and batch * (length // TILE) >= _FEWEST_ROWS
         and min(in_channels, out_channels) >= _FEWEST_CHANNELS
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES
     )
 
 
@@ -171,5 +176,5 @@ _TRANSFORMS: dict[tuple[int, int, torch.dtype], _Transforms] = {
     (length, taps, dtype): _Transforms(*(matrix.to(dtype) for matrix in _transforms(length, taps)))
     for length in LENGTHS
     for taps in TAPS
-    for dtype in (torch.float32, torch.float64)
+    for dtype in _DTYPES
 }

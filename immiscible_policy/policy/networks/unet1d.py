@@ -49,16 +49,16 @@ class SequenceConv(nn.Module):
         if self.kernel_size == 1:
             return F.linear(x, self.weight[:, 0], self.bias)
         pad = self.kernel_size // 2
-        lowered = torch.is_autocast_enabled("cpu")
-        on_cpu = x.device.type == "cpu"
-        if on_cpu and not lowered and self.stride == 1 and minimal_filtering.pays(*x.shape, *self.weight.shape[:2]):
-            return minimal_filtering.convolve(x, self.weight) + self.bias
-        if not on_cpu or not (lowered or self.stride > 1 or x.shape[1] <= _SHORT):
-            weight = self.weight.transpose(1, 2)
-            return F.conv1d(x.transpose(1, 2), weight, self.bias, self.stride, pad).transpose(1, 2)
-        padded = F.pad(x.to(torch.get_autocast_dtype("cpu")) if lowered else x, (0, 0, pad, pad))
-        taps = [padded[:, i : i + x.shape[1] : self.stride] for i in range(self.kernel_size)]
-        return F.linear(torch.cat(taps, dim=-1), self.weight.flatten(1), self.bias)
+        if x.device.type == "cpu":
+            lowered = torch.is_autocast_enabled("cpu")
+            if not lowered and self.stride == 1 and minimal_filtering.pays(x, self.weight):
+                return minimal_filtering.convolve(x, self.weight) + self.bias
+            if lowered or self.stride > 1 or x.shape[1] <= _SHORT:
+                padded = F.pad(x.to(torch.get_autocast_dtype("cpu")) if lowered else x, (0, 0, pad, pad))
+                taps = [padded[:, i : i + x.shape[1] : self.stride] for i in range(self.kernel_size)]
+                return F.linear(torch.cat(taps, dim=-1), self.weight.flatten(1), self.bias)
+        weight = self.weight.transpose(1, 2)
+        return F.conv1d(x.transpose(1, 2), weight, self.bias, self.stride, pad).transpose(1, 2)
 
 
 class Upsample(nn.Module):
