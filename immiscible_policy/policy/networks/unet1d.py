@@ -4,8 +4,8 @@ Diffusion Policy (Chi et al., RSS 2023), section III-A and its released hyper-pa
 convolutions with group normalisation and an activation, each modulated by FiLM (Perez et al., 2018) from the
 diffusion step embedding joined with the flattened observation history.
 
-All tensors inside are (B, T, C). A sequence of 4 to 16 steps is so short that a convolution is best run on a CPU as
-one matrix product over the unfolded taps (see ``SequenceConv``), and this layout makes unfolding a concatenation.
+All tensors inside are (B, T, C). A sequence of 4 to 16 steps is so short that a CPU convolves it best by products of
+matrices (see ``SequenceConv``), whose operands lie ready in this layout.
 """
 
 from collections.abc import Iterable, Sequence
