@@ -1,8 +1,6 @@
 """What every training run begins and ends with, of policies and of images: settings, processes, a folder."""
 
-import ctypes
 import os
-import platform
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.checks import is_integer
 from immiscible_policy.training import Trainer, TrainerConfig
+from immiscible_policy.training.memory import keep_freed_memory
 from immiscible_policy.training.precision import resolve_device
 
 # One process evaluates, or makes demonstrations, while the others wait, which torch lets them do for 10 minutes.
 PATIENCE = timedelta(hours=12)
-# glibc's mallopt(3): variables that set the same, parameters by number, and the bytes they are set to.
-_MEMORY_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _LARGEST_KEPT = 2**31 - 1, (2**30, 2**25)  # older releases refuse the first
 
 
 def plain_settings(node: DictConfig) -> dict[str, Any]:
@@ -71,19 +66,6 @@ def set_threads(num_threads: int | None) -> None:
     if not is_integer(num_threads, 1):
         raise ValueError(f"num_threads={num_threads!r}: must be an integer of at least 1, or null for all cores")
     torch.set_num_threads(num_threads)
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for the next ones; returns whether that was set.
-
-    glibc gives large blocks back to the system, and a training step, which frees all that it took, takes them from it
-    again: a page fault for every 4 KiB. On a CPU that is 4% of a step of 4.6M parameters and 7 to 40% of one of 65.8M.
-    A process whose environment says how memory is to be kept is left alone.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MEMORY_VARIABLES):
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
 
 
 def fit(trainer: Trainer, resume: bool) -> bool:

@@ -67,11 +67,8 @@ examples
 # --- section: policy -------------------------------------------------------------------------------
 
 
-def training_step(precision: str, activation: str, batch: dict[str, Tensor]) -> Callable[[], object]:
-    """One optimiser step of the small U-Net policy on a fixed batch."""
-    network = {"name": "unet1d", "down_dims": [64, 128, 256], "step_embed_dim": 128, "activation": activation}
-    policy = DiffusionPolicy(OBSERVATION_DIM, ACTION_DIM, network=network)
-    policy.fit_normalizers(batch["observation"], batch["action"])
+def training_step(policy: DiffusionPolicy, precision: str, batch: dict[str, Tensor]) -> Callable[[], object]:
+    """One optimiser step on a fixed batch."""
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
     def step() -> None:
@@ -95,8 +92,8 @@ def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     precision = resolve_precision("auto", "cpu")
     ours = f"training step, {precision}"
     contenders: Contenders = {
-        ours: training_step(precision, "silu", batch),
-        PUBLISHED: training_step("fp32", "mish", batch),
+        ours: training_step(benchmark_inference.make_policy("cpu"), precision, batch),
+        PUBLISHED: training_step(benchmark_inference.make_policy("cpu", published=True), "fp32", batch),
         "coupling none": lambda: Independent()(actions),
         "coupling knn k=2": lambda: KNN(2)(actions),
         "coupling assignment": lambda: LinearAssignment()(actions),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_published_network import PublishedUNet
 from benchmark_timing import interleaved, ratio, seconds_per_call, spread
 
 from immiscible_policy.policy import DiffusionPolicy, run_policy
@@ -21,7 +22,7 @@ Calls = dict[str, Callable[[], object]]
 Row = dict[str, Any]
 
 OURS, PUBLISHED = "eager, fp32", "published form"
-SMALL = {"down_dims": [64, 128, 256], "step_embed_dim": 128}
+DOWN_DIMS, STEP_EMBED_DIM = (64, 128, 256), 128
 # Beyond this many steps the unrolled graph takes minutes to write and to load.
 LONGEST_EXPORT = 16
 
@@ -46,9 +47,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_policy(activation: str, device: str) -> DiffusionPolicy:
-    """The default policy for keypoints with random weights and PushT's ranges."""
-    policy = DiffusionPolicy(20, 2, network={"name": "unet1d", "activation": activation, **SMALL})
+def make_policy(device: str, published: bool = False) -> DiffusionPolicy:
+    """The default policy for keypoints with random weights and PushT's ranges, or one around the published network."""
+    network = {"name": "unet1d", "down_dims": list(DOWN_DIMS), "step_embed_dim": STEP_EMBED_DIM, "activation": "silu"}
+    policy = DiffusionPolicy(20, 2, network=network)
+    if published:
+        policy.network = PublishedUNet(2, 2 * 20, DOWN_DIMS, STEP_EMBED_DIM)
     policy.fit_normalizers(512 * torch.rand(1000, 20), 512 * torch.rand(1000, 2))
     return policy.to(device).eval()
 
@@ -133,7 +137,7 @@ def contenders(
 def inference_section(arguments: argparse.Namespace) -> list[Row]:
     """Latency of an action chunk, and how the other ways compare with ``predict_action`` in fp32."""
     device = arguments.device
-    policy, published = make_policy("silu", device), make_policy("mish", device)
+    policy, published = make_policy(device), make_policy(device, published=True)
     skip, rows = unavailable(device), []
     finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -42,7 +42,7 @@ class PublishedResidualBlock(nn.Module):
 
 
 class PublishedUNet(nn.Module):
-    """network(noisy (B, T, action_dim), time (B,), condition (B, C)) -> (B, T, action_dim)."""
+    """network(noisy (B, T, action_dim), time (B,), condition (B, ...)) -> (B, T, action_dim)."""
 
     def __init__(self, action_dim: int, condition_dim: int, down_dims: Sequence[int], step_embed_dim: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PublishedUNet(nn.Module):
         self.head = nn.Sequential(conv_block(dims[1], dims[1]), nn.Conv1d(dims[1], action_dim, 1))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        features = torch.cat([self.step_encoder(time), condition], dim=-1)
+        features = torch.cat([self.step_encoder(time), condition.flatten(1)], dim=-1)
         x = noisy.transpose(1, 2)
         skips: list[Tensor] = []
         for first, second, resize in self._levels(self.down):

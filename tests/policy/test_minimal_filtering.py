@@ -1,5 +1,7 @@
 """Convolutions with fewer products: equal to torch's, as precise as promised, and used where they are meant to be."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,17 +12,19 @@ from torch.nn import functional as F
 from immiscible_policy.policy.networks import ConditionalUNet1D, minimal_filtering
 from immiscible_policy.policy.networks.unet1d import SequenceConv
 
+Convolution = Callable[..., Tensor]
 
-def library_convolution(x: Tensor, weight: Tensor) -> Tensor:
+
+def library_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     taps = weight.shape[1]
-    return F.conv1d(x.transpose(1, 2), weight.transpose(1, 2), padding=taps // 2).transpose(1, 2)
+    return F.conv1d(x.transpose(1, 2), weight.transpose(1, 2), bias, padding=taps // 2).transpose(1, 2)
 
 
-def results(convolution: object, x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    """Output, and gradients of input and weight."""
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    output = convolution(x, weight)  # type: ignore[operator]
-    return (output.detach(), *torch.autograd.grad(output, (x, weight), gradient))
+def results(convolution: Convolution, inputs: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, ...]:
+    """Output, and gradients of input, weight and bias."""
+    inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
+    output = convolution(*inputs)
+    return (output.detach(), *torch.autograd.grad(output, inputs, gradient))
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,9 +41,10 @@ def test_equals_the_library_in_float64(batch: int, tiles: int, taps: int, channe
     length = 4 * tiles
     x = torch.randn(batch, length, in_channels, generator=generator, dtype=torch.float64)
     weight = torch.randn(out_channels, taps, in_channels, generator=generator, dtype=torch.float64)
+    bias = torch.randn(out_channels, generator=generator, dtype=torch.float64)
     gradient = torch.randn(batch, length, out_channels, generator=generator, dtype=torch.float64)
-    ours = results(minimal_filtering.convolve, x, weight, gradient)
-    theirs = results(library_convolution, x, weight, gradient)
+    ours = results(minimal_filtering.convolve, (x, weight, bias), gradient)
+    theirs = results(library_convolution, (x, weight, bias), gradient)
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
 
@@ -48,10 +53,10 @@ def test_equals_the_library_in_float64(batch: int, tiles: int, taps: int, channe
 @pytest.mark.parametrize("taps", minimal_filtering.TAPS)
 def test_in_float32_results_are_off_by_a_millionth_of_their_norm(length: int, taps: int) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(64, length, 128), torch.randn(96, taps, 128)
+    inputs = torch.randn(64, length, 128), torch.randn(96, taps, 128), torch.randn(96)
     gradient = torch.randn(64, length, 96)
-    ours = results(minimal_filtering.convolve, x, weight, gradient)
-    exact = results(library_convolution, x.double(), weight.double(), gradient.double())
+    ours = results(minimal_filtering.convolve, inputs, gradient)
+    exact = results(library_convolution, tuple(tensor.double() for tensor in inputs), gradient.double())
     for mine, expected in zip(ours, exact, strict=True):
         assert (mine - expected).norm() / expected.norm() < 2e-6
 
@@ -64,12 +69,12 @@ def test_a_tile_takes_the_fewest_products(length: int, taps: int, products: int)
     assert matrices.data.shape == (length // 4 * products, length)
 
 
-def test_a_transposed_input_and_a_frozen_weight_are_fine() -> None:
+def test_a_transposed_input_and_frozen_parameters_are_fine() -> None:
     torch.manual_seed(0)
-    weight = torch.randn(8, 5, 6)
+    weight, bias = torch.randn(8, 5, 6), torch.randn(8)
     x = torch.randn(6, 8, 3).permute(2, 1, 0).requires_grad_()
-    (gradient,) = torch.autograd.grad(minimal_filtering.convolve(x, weight).sum(), x)
-    (expected,) = torch.autograd.grad(library_convolution(x, weight).sum(), x)
+    (gradient,) = torch.autograd.grad(minimal_filtering.convolve(x, weight, bias).sum(), x)
+    (expected,) = torch.autograd.grad(library_convolution(x, weight, bias).sum(), x)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -93,7 +98,7 @@ def test_used_for_batches_of_whole_tiles(
     torch.manual_seed(0)
     calls = []
     convolve = minimal_filtering.convolve
-    monkeypatch.setattr(minimal_filtering, "convolve", lambda x, weight: calls.append(1) or convolve(x, weight))
+    monkeypatch.setattr(minimal_filtering, "convolve", lambda *tensors: calls.append(1) or convolve(*tensors))
     conv, x = SequenceConv(channels, channels, taps, stride), torch.randn(batch, length, channels)
     output = conv(x)
     assert bool(calls) == expected

@@ -57,24 +57,25 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolution over time with "same" padding, as ``torch.nn.functional.conv1d`` has it (a correlation).
 
     Args:
         x: (B, T, in), T a multiple of 4 up to 32, float32 or float64.
         weight: (out, taps, in) with 3 or 5 taps.
+        bias: (out,).
 
     Returns:
         (B, T, out). Differentiable once.
     """
-    return _Convolution.apply(x, weight)
+    return _Convolution.apply(x, weight, bias)
 
 
 class _Convolution(torch.autograd.Function):
     """By hand, because every product then reads its operands as they lie; derived, the weight's would be copied."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         batch, length, channels = x.shape
         out = weight.shape[0]
         matrices = _TRANSFORMS[length, weight.shape[1], x.dtype]
@@ -84,11 +85,12 @@ class _Convolution(torch.autograd.Function):
         products = torch.bmm(data, filters.transpose(1, 2))
         ctx.save_for_backward(data, filters)
         ctx.shape = (batch, length, weight.shape[1])
-        return torch.bmm(matrices.output.expand(rows, -1, -1), products.transpose(0, 1)).view(batch, length, out)
+        outputs = torch.bmm(matrices.output.expand(rows, -1, -1), products.transpose(0, 1)).add_(bias)
+        return outputs.view(batch, length, out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         data, filters = ctx.saved_tensors
         batch, length, taps = ctx.shape
         _, rows, channels = data.shape
@@ -96,14 +98,16 @@ class _Convolution(torch.autograd.Function):
         matrices = _TRANSFORMS[length, taps, gradient.dtype]
         tiles = gradient.contiguous().view(rows, TILE, out)
         products = torch.bmm(matrices.output.t().expand(rows, -1, -1), tiles).transpose(0, 1)
-        to_x = to_weight = None
+        to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             to_data = torch.bmm(products, filters).transpose(0, 1).reshape(batch, -1, channels)
             to_x = torch.bmm(matrices.data.t().expand(batch, -1, -1), to_data)
         if ctx.needs_input_grad[1]:
             to_filters = torch.bmm(products.transpose(1, 2), data).transpose(0, 1)
             to_weight = torch.bmm(matrices.filter.t().expand(out, -1, -1), to_filters)
-        return to_x, to_weight
+        if ctx.needs_input_grad[2]:
+            to_bias = tiles.sum(dim=(0, 1))
+        return to_x, to_weight, to_bias
 
 
 def _at(row: list[Fraction], index: int) -> Fraction:

@@ -52,7 +52,7 @@ class SequenceConv(nn.Module):
         if x.device.type == "cpu":
             lowered = torch.is_autocast_enabled("cpu")
             if not lowered and self.stride == 1 and minimal_filtering.pays(x, self.weight):
-                return minimal_filtering.convolve(x, self.weight) + self.bias
+                return minimal_filtering.convolve(x, self.weight, self.bias)
             if lowered or self.stride > 1 or x.shape[1] <= _SHORT:
                 padded = F.pad(x.to(torch.get_autocast_dtype("cpu")) if lowered else x, (0, 0, pad, pad))
                 taps = [padded[:, i : i + x.shape[1] : self.stride] for i in range(self.kernel_size)]

@@ -10,7 +10,7 @@ import pytest
 # Page faults of ten tensors of 64 MiB, each filled and freed, after three others.
 COUNTED = """
 import resource, torch
-from immiscible_policy.run_setup import keep_freed_memory
+from immiscible_policy.training.memory import keep_freed_memory
 print(keep_freed_memory())
 for number in range(13):
     torch.ones(2**24)
