@@ -5,8 +5,8 @@ Complexity of Computations", 1980; for networks Lavin & Gray, CVPR 2016). With c
 matrices: five taps take 8 of them where they took 20. A sequence of just four steps takes 7, for it is short enough to
 be the filter itself, and the taps are what is filtered.
 
-In float32 the result is off by about 1e-6 of its norm, four times as much as a plain convolution's. Lower precisions
-would not bear the sums that the transforms take.
+In float32 the result is off by about 1e-6 of its norm, two to four times as much as a plain convolution's. Lower
+precisions would not bear the sums that the transforms take.
 """
 
 from fractions import Fraction
@@ -25,9 +25,8 @@ _POINTS: dict[int, tuple[int | Fraction, ...]] = {
     8: (0, 1, -1, 2, -2, _HALF, -_HALF),
 }
 TAPS = (3, 5)
-LENGTHS = range(
-    TILE, 36, TILE
-)  # the transform is one matrix for all tiles, which for long sequences would be mostly zero
+# Of longer sequences the transform, one matrix for all tiles, would be mostly zeros.
+LENGTHS = range(TILE, 36, TILE)
 _FEWEST_ROWS, _FEWEST_CHANNELS = 32, 32
 _DTYPES = (torch.float32, torch.float64)
 
