@@ -115,8 +115,8 @@ def test_help_teaches(main, capsys) -> None:
 def test_the_inference_section_compares_what_can_run_here(monkeypatch, capsys) -> None:
     benchmark = load("benchmark")
     section = sys.modules["benchmark_inference"]
-    small = {"down_dims": [4], "n_groups": 2, "kernel_size": 3, "step_embed_dim": 4}
-    monkeypatch.setattr(section, "SMALL", small)
+    monkeypatch.setattr(section, "DOWN_DIMS", (8,))
+    monkeypatch.setattr(section, "STEP_EMBED_DIM", 4)
     monkeypatch.setattr(section, "LONGEST_EXPORT", 1)
     monkeypatch.setattr(section.shutil, "which", lambda name: None)
     find_spec = section.importlib.util.find_spec
