@@ -232,7 +232,7 @@ class Trainer:
         if not self._may_read_norm:
             norm: Tensor | float = self.accelerator.clip_grad_norm_(self.parameters, limit)
             return norm
-        # Gradients within the limit need not be multiplied by 1, which is 4% of a step of the default policy.
+        # Gradients within the limit need not be multiplied by 1, which is 3% of a step of the default policy.
         total = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not total + 1e-6 <= limit:  # torch's own small number
             clip_grads_with_norm_(self.parameters, limit, total)

@@ -20,11 +20,7 @@ class Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         plain = x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < _FEWEST_ENTRIES
         # A compiler fuses the one operation, and an exported policy keeps it.
-        return F.mish(x) if plain or torch.compiler.is_compiling() else _mish(x)
-
-
-def _mish(x: Tensor) -> Tensor:
-    return _LogisticMish.apply(x)
+        return F.mish(x) if plain or torch.compiler.is_compiling() else _LogisticMish.apply(x)
 
 
 class _LogisticMish(torch.autograd.Function):

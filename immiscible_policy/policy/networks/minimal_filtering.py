@@ -10,6 +10,7 @@ precisions would not bear the sums that the transforms take.
 """
 
 from fractions import Fraction
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +117,7 @@ def _at(row: list[Fraction], index: int) -> Fraction:
 _Matrix = list[list[Fraction]]
 
 
+@cache
 def _toom_cook(taps: int) -> tuple[_Matrix, _Matrix, _Matrix]:
     """Output (4, n), filter (n, taps) and data (n, n) matrix of four outputs of a filter, n = taps + 3 products.
 
@@ -155,8 +157,9 @@ def _inverse(matrix: _Matrix) -> _Matrix:
     return [row[n:] for row in rows]
 
 
+@cache
 def _transforms(length: int, taps: int) -> _Transforms:
-    """For sequences of `length` steps: derived in exact fractions, rounded once."""
+    """For sequences of `length` steps, in float64: derived in exact fractions, rounded once."""
     pad = taps // 2
     if length == TILE < taps:
         # y_i = sum_j x_j w_(j - i + pad): the steps, last one first, filter the taps, last one first.
