@@ -36,7 +36,15 @@ from immiscible_policy.files import write_json
 from immiscible_policy.grid_run import Progress, check_grid
 
 # Settings of an evaluation that may be lists, one evaluation for each combination.
-VARIED = ("num_inference_steps", "inference_coupling", "selection", "first_chunk", "known_only", "noise_scale")
+VARIED = (
+    "num_inference_steps",
+    "sampler",
+    "inference_coupling",
+    "selection",
+    "first_chunk",
+    "known_only",
+    "noise_scale",
+)
 
 
 @dataclass(frozen=True)

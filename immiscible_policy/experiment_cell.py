@@ -92,7 +92,8 @@ def _chooses(coupling: str) -> bool:
 
 def evaluation_name(config: EvaluationConfig) -> str:
     """A file name that says what differs between evaluations."""
-    parts = [f"steps{config.num_inference_steps or 'default'}", config.inference_coupling]
+    parts = [f"steps{config.num_inference_steps or 'default'}", *([config.sampler] if config.sampler else [])]
+    parts.append(config.inference_coupling)
     if config.inference_coupling != "none":
         parts += [] if config.selection is None else ["".join(c if c.isalnum() else "_" for c in config.selection)]
         parts += [] if config.inference_coupling == "two_pass" else [f"first_{config.first_chunk}"]

@@ -30,7 +30,7 @@ from immiscible_policy.files import write_json
 Row = Mapping[str, Any]
 # Settings -> precision -> initial state -> row.
 Evaluations = defaultdict[tuple[Any, ...], defaultdict[str, dict[int, Row]]]
-# Settings that tell one evaluation's rows from another's, besides the initial states and the precision.
+# Settings that tell one evaluation's rows from another's, besides the sampler, the initial states and the precision.
 _SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
 
 
@@ -99,7 +99,7 @@ def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: C
     if not rollouts or rollouts != rollouts_of(results):
         return "not the policy of the joined results, which are therefore not used for it"
     found = _evaluations(results)
-    known = {config: rows for config in configs if (rows := _rows_of(found, config))}
+    known = {config: rows for config in configs if (rows := _rows_of(found, config, results.own_sampler))}
     for config, rows in known.items():
         write_evaluation_rows(cell.evaluation_file(config), rows)
     measured = [name for name in measurements if results.record[name] is not None]
@@ -115,29 +115,31 @@ def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunRe
     """The part that the experiment asks for, which may have other evaluations than the one it is from."""
     configs = experiment.evaluation_configs(cell)
     missing = _missing(results, configs)
-    wanted = {(_key(asdict(config)), state) for config in configs if config not in missing for state in config.seeds}
+    own = results.own_sampler
+    kept = [config for config in configs if config not in missing]
+    wanted = {(_key(asdict(config), own), state) for config in kept for state in config.seeds}
     record = measured_as(results.record, experiment.measurements)
-    rows = [row for row in results.rows if row["kind"] != "final" or (_key(row), row["evaluation_seed"]) in wanted]
+    rows = [row for row in results.rows if row["kind"] != "final" or (_key(row, own), row["evaluation_seed"]) in wanted]
     return RunResults(record, rows)
 
 
 def _missing(results: RunResults, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
     """Evaluations of a training run that its results do not have in whole."""
-    found = _evaluations(results)
-    return [config for config in possible(configs, results.record["trained_with"]) if not _rows_of(found, config)]
+    found, own = _evaluations(results), results.own_sampler
+    return [config for config in possible(configs, results.record["trained_with"]) if not _rows_of(found, config, own)]
 
 
 def _evaluations(results: RunResults) -> Evaluations:
     found: Evaluations = defaultdict(lambda: defaultdict(dict))
     for row in results.rows:
         if row["kind"] == "final":
-            found[_key(row)][row["mixed_precision"]][row["evaluation_seed"]] = row
+            found[_key(row, results.own_sampler)][row["mixed_precision"]][row["evaluation_seed"]] = row
     return found
 
 
-def _rows_of(found: Evaluations, config: EvaluationConfig) -> list[Row]:
+def _rows_of(found: Evaluations, config: EvaluationConfig, own_sampler: str | None) -> list[Row]:
     """A row for each initial state of an evaluation; none where it is not there in whole."""
-    for precision, rows in found[_key(asdict(config))].items():
+    for precision, rows in found[_key(asdict(config), own_sampler)].items():
         if config.mixed_precision in ("auto", precision) and rows.keys() >= set(config.seeds):
             return [rows[state] for state in config.seeds]
     return []
@@ -149,8 +151,8 @@ def _not_measured(results: RunResults, experiment: Experiment) -> list[str]:
     return measurable(missing, results.record["trained_with"])
 
 
-def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(settings[name] for name in _SETTINGS)
+def _key(settings: Mapping[str, Any], own_sampler: str | None) -> tuple[Any, ...]:
+    return (settings["sampler"] or own_sampler, *(settings[name] for name in _SETTINGS))
 
 
 def settings_of(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
         n_episodes=cfg.n_episodes,
         seed_start=cfg.seed_start,
         num_inference_steps=cfg.num_inference_steps,
+        sampler=cfg.sampler,
         noise_seed=cfg.noise_seed,
         n_videos=cfg.n_videos,
         mixed_precision=cfg.mixed_precision,

@@ -1,7 +1,9 @@
 """Denoising diffusion (Ho et al., 2020) with DDPM or DDIM (Song et al., 2021) sampling, on diffusers' schedulers."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from immiscible_policy.diffusion.objective import (
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SAMPLERS = ("ddim", "ddpm", "pndm")
+SAMPLERS = ("ddim", "ddim_floor", "ddpm", "pndm")
 TIMESTEP_SPACINGS = ("trailing", "leading", "linspace")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
@@ -33,13 +35,14 @@ class DDPM(Objective):
         num_train_timesteps: diffusion steps T; t is uniform on 0..T-1.
         beta_schedule: linear | scaled_linear | squaredcos_cap_v2, from ``beta_start`` to ``beta_end``.
         prediction_type: epsilon | sample | v_prediction.
-        sampler: ddim (deterministic, few steps) | ddpm (ancestral) | pndm (deterministic; Liu et al., 2022, the linear
-            multistep kind, Stable Diffusion's own: S steps take S + 1 network calls; it clips nothing).
+        sampler: ddim (deterministic, few steps) | ddim_floor (the same in diffusers' strides) | ddpm (ancestral) | pndm
+            (deterministic; Liu et al., 2022, the linear multistep kind, Stable Diffusion's own: S steps take S + 1
+            network calls; it clips nothing).
         timestep_spacing: which S of the T steps a sampler visits (Lin et al., 2024, table 2): trailing: T - 1 and down
             in strides of T / S | leading: 0 and up in strides of T // S, DDIM's linear selection, which with few steps
-            begins well below pure noise | linspace: both ends. ddim and pndm remove noise for a stride of T // S
-            whatever the spacing, which is not always where the next call looks: not with trailing where S does not
-            divide T (at most one of T steps beside it), nor with linspace. ddpm goes where the next call looks.
+            begins well below pure noise | linspace: both ends. ddim and ddpm go where the next call looks. ddim_floor
+            and pndm remove noise for a stride of T // S whatever the spacing: with trailing where S does not divide T,
+            and with linspace, less than the network is then told (docs/results: sampler_stride).
         variance_type: fixed_small | fixed_large, of the ancestral sampler's noise (Ho et al., section 3.2).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
         data_scale: see ``Objective``.
@@ -100,7 +103,10 @@ class DDPM(Objective):
         )
 
     def sampling_scheduler(self) -> Any:
-        """A new scheduler of the sampler: diffusers' DDIMScheduler, DDPMScheduler or PNDMScheduler."""
+        """A new scheduler of the sampler: diffusers' DDIMScheduler, DDPMScheduler or PNDMScheduler.
+
+        By itself a DDIMScheduler is ddim_floor; `sample` corrects its stride.
+        """
         config = self.scheduler.config
         if self.sampler == "ddpm":
             return DDPMScheduler.from_config(config)
@@ -191,7 +197,11 @@ class DDPM(Objective):
         scheduler.set_timesteps(steps, device=device)
         sample = initial_noise(shape, generator, device, noise)
         options = {} if self.sampler == "pndm" else {"generator": generator}
-        for t in scheduler.timesteps:
+        visited = scheduler.timesteps.tolist()
+        for t, (here, following) in zip(scheduler.timesteps, pairwise([*visited, -1]), strict=True):
+            if self.sampler == "ddim":
+                # The scheduler's stride is T // S; of this many steps, a fraction, it is the one to the next call's.
+                scheduler.num_inference_steps = Fraction(self.num_train_timesteps, here - following)
             if hold is not None:
                 known = self.scheduler.add_noise(hold.data * self.data_scale, hold.noise, t.expand(1))
                 sample = hold.put(sample, known)

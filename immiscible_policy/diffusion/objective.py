@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -62,6 +62,14 @@ class Objective(ABC):
         """Raise a ValueError for a number of network calls that ``sample`` would refuse, before anything is trained."""
         if not is_integer(value, 1) or value > (self.max_steps or value):
             raise ValueError(f"num_inference_steps={value!r}: choose 1 to {self.max_steps or 'any number'}")
+
+    def with_sampler(self, sampler: str) -> Self:
+        """The same objective, sampled otherwise.
+
+        Raises:
+            ValueError: it has no such sampler.
+        """
+        return replace(cast("Any", self), sampler=sampler)
 
     @abstractmethod
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

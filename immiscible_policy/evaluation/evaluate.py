@@ -1,5 +1,6 @@
 """Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from immiscible_policy.checks import check_integer
+from immiscible_policy.diffusion import Objective
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
 from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
 from immiscible_policy.evaluation.video import film_strip, write_video
@@ -35,6 +37,7 @@ class EvaluationConfig:
         n_episodes: episodes, on the seeds ``seed_start``, ``seed_start + 1``, ...
         seed_start: 100000 and up are the published test states.
         num_inference_steps: network calls for an action chunk; None takes the policy's own.
+        sampler: another of the objective's samplers than the policy's own, which None takes.
         noise_seed: of the policy's initial noises.
         n_videos: how many of the first episodes are recorded.
         mixed_precision: auto | fp32 | bf16 | fp16 for the network.
@@ -56,6 +59,7 @@ class EvaluationConfig:
     selection: str | None = None
     known_only: bool = False
     noise_scale: float = 1.0
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
         chosen = self.noise_selection()  # which refuses what is not allowed
@@ -79,8 +83,16 @@ class EvaluationConfig:
             ValueError: the policy's sampler cannot do with so many.
         """
         steps = self.num_inference_steps or policy.num_inference_steps
-        policy.objective.check_num_inference_steps(steps)
+        self.objective_of(policy).check_num_inference_steps(steps)
         return steps
+
+    def objective_of(self, policy: DiffusionPolicy) -> Objective:
+        """The objective of ``policy``, with this evaluation's sampler.
+
+        Raises:
+            ValueError: the objective has no such sampler.
+        """
+        return policy.objective if self.sampler is None else policy.objective.with_sampler(self.sampler)
 
     def noise_selection(self) -> InferenceCoupling:
         return InferenceCoupling(
@@ -136,6 +148,9 @@ def evaluate_policy(
     relative to ``output_dir``.
     """
     precision = resolve_precision(config.mixed_precision, str(policy.device))
+    objective = config.objective_of(policy)
+    policy = copy.copy(policy)  # the networks are shared
+    policy.objective = objective
     make_env = environment_factory(policy)
     steps = config.steps_for(policy)
     if output_dir is not None:

@@ -62,6 +62,11 @@ class Results:
         """Different values of a column, in order of first appearance, where others have given values."""
         return list(dict.fromkeys(self.columns[name][self.where(**values)].tolist()))
 
+    def own_sampler(self, **levels: Any) -> str | None:
+        """The sampler of the policies with these levels of factors themselves; None where there is no row of them."""
+        rollouts = self.levels("sampler", kind="training", **levels)
+        return next(iter([*rollouts, *self.levels("sampler", **levels)]), None)
+
     def runs_with(self, measurement: str, **levels: Any) -> list[dict[str, Any]]:
         """Records of the training runs with these levels of factors of which something was measured.
 
@@ -127,6 +132,12 @@ class RunResults:
 
     record: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def own_sampler(self) -> str | None:
+        """As ``Results.own_sampler``: that of the rollouts made while training, else of the first evaluation."""
+        rollouts = [row["sampler"] for row in self.rows if row["kind"] == "training"]
+        return next(iter([*rollouts, *(row["sampler"] for row in self.rows)]), None)
 
 
 def collect_results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -41,7 +42,8 @@ NOTE = (
     "training runs (of less than four, the mean). Differences are paired by training seed and initial state; p by Holm "
     "for the rows of a number of steps; P(better) is the probability that an episode goes better than the paired one "
     "of the baseline; detectable is the smallest true difference that this design finds with power 0.8. Differences "
-    "in success (the share of episodes that pass 0.95) are in points, their intervals not adjusted."
+    "in success (the share of episodes that pass 0.95) are in points, their intervals not adjusted. A sampler is named "
+    "where it is not the policies' own, and its rows are compared among each other."
 )
 WAYS_NOTE = (
     " Ways, in bits, is how evenly a policy splits between the two ways round the block from mirror-symmetric starts "
@@ -60,7 +62,8 @@ LEVEL_NOTE = (
 GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
     "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
-    "with; all of the training seeds that have both."
+    "with; all of the training seeds that have both. A sampler is named where it is not the policies' own: what it "
+    "adds to that one, and what choosing the noise adds with it."
 )
 GAP_NOTE = (
     "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
@@ -77,9 +80,9 @@ RULE_NOTE = (
 def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
     """Every coupling and way of inference against the baseline's plain inference, for each number of sampling steps."""
     rows, content = [["steps", "coupling", "inference", "seeds", *COVERAGE_COLUMNS, "ways, bits"]], []
-    for steps in _step_counts(results, fixed):
-        coverage, success = _arms(results, fixed, steps)
-        first = f"{baseline}|none"
+    for steps, sampler in itertools.product(_step_counts(results, fixed), _samplers(results, fixed)):
+        coverage, success = _arms(results, fixed, steps, sampler)
+        first = f"{baseline}|{_with_sampler('none', sampler, results.own_sampler(**fixed))}"
         if first not in coverage:
             continue
         successes = _same_states(success)
@@ -90,7 +93,7 @@ def coverage_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Row
             cells.append("" if ways is None else plain_cell(ways))
             rows.append([str(steps), coupling, inference, str(len(row.seeds)), *cells])
             numbers = {**succeeded, **asdict(row), "ways": None if ways is None else asdict(ways)}
-            content.append({**fixed, "num_inference_steps": steps, **numbers})
+            content.append({**fixed, "num_inference_steps": steps, "sampler": sampler, **numbers})
     return rows, content
 
 
@@ -158,11 +161,31 @@ def _step_counts(results: Results, fixed: dict[str, Any]) -> list[int]:
     return sorted(results.levels("num_inference_steps", kind="final", **fixed), reverse=True)
 
 
-def _arms(results: Results, fixed: dict[str, Any], steps: int) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Coverage and success of every coupling and way of inference, by ``coupling|inference``."""
+def _samplers(results: Results, fixed: dict[str, Any]) -> list[str]:
+    """Those that policies were evaluated with, their own first."""
+    own = results.own_sampler(**fixed)
+    return sorted(results.levels("sampler", kind="final", **fixed), key=lambda name: name != own)
+
+
+def _with_sampler(inference: str, sampler: str, own: str | None) -> str:
+    """What a way of inference is called in tables."""
+    return inference if sampler == own else f"{inference} {sampler}"
+
+
+def _arms(
+    results: Results, fixed: dict[str, Any], steps: int, sampler: str | None = None
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Coverage and success of every coupling and way of inference, by ``coupling|inference``.
+
+    Args:
+        sampler: None takes the policies' own.
+    """
     coverage, success = {}, {}
+    wanted = sampler or results.own_sampler(**fixed)
     for coupling in results.levels("coupling", **fixed):
         for inference, chosen in _inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}):
+            if chosen["sampler"] != wanted:
+                continue
             coverage[f"{coupling}|{inference}"] = results.scores("max_coverage", **chosen)
             success[f"{coupling}|{inference}"] = results.scores("success", **chosen)
     return coverage, success
@@ -172,23 +195,24 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
     """Coupled against plain inference of the same networks."""
     rows = [["steps", "coupling", "inference", "seeds", "max coverage", "gain", "p", "success, plain", "success"]]
     content: list[dict[str, Any]] = []
+    own = results.own_sampler(**fixed)
     for steps in _step_counts(results, fixed):
         for coupling in results.levels("coupling", **fixed):
             found = dict(_inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}))
-            if "none" not in found:
-                continue
             tables = {name: results.scores("max_coverage", **chosen) for name, chosen in found.items()}
             successes = {name: results.scores("success", **chosen) for name, chosen in found.items()}
-            for name in found:
-                both = [seed for seed in tables["none"] if seed in tables[name]]
-                if name == "none" or not both:
+            for name, chosen in found.items():
+                unchosen = _with_sampler("none", chosen["sampler"], own)
+                base = "none" if name == unchosen else unchosen
+                both = [seed for seed in tables.get(base, {}) if seed in tables[name]]
+                if name == base or not both:
                     continue
                 pair, succeeded = (
-                    _same_states({arm: {seed: scores[arm][seed] for seed in both} for arm in ("none", name)})
+                    _same_states({arm: {seed: scores[arm][seed] for seed in both} for arm in (base, name)})
                     for scores in (tables, successes)
                 )
-                row = compare_arms(pair, "none")[1]
-                plain, success = (float(np.mean(list(succeeded[arm].values()))) for arm in ("none", name))
+                row = compare_arms(pair, base)[1]
+                plain, success = (float(np.mean(list(succeeded[arm].values()))) for arm in (base, name))
                 cells = [percent_cell(row.mean), points_cell(row.difference), p_cell(row.difference)]
                 shares = [f"{100 * plain:.1f}", f"{100 * success:.1f}"]
                 rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, *shares])
@@ -253,10 +277,12 @@ def training_curves(
 def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Names and column values of the ways of inference that were evaluated."""
     chosen = results.where(kind="final", **values)
-    ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in INITIAL_NOISE), strict=True))
+    names = ("sampler", *INITIAL_NOISE)
+    ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in names), strict=True))
+    own = results.own_sampler(**{name: values[name] for name in results.factors if name in values})
     named: set[str] = set()
     for way in ways:
-        mode, selection, first, known, scale, noise_seed = way
+        sampler, mode, selection, first, known, scale, noise_seed = way
         text = mode
         if mode != "none":
             text += "" if selection is None else f" {selection}"
@@ -264,10 +290,11 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
             text += " known only" if known else ""
         text += "" if scale == 1 else f" x {scale:g}"
         text += f" noise {noise_seed}" if noise_seed else ""
+        text = _with_sampler(text, sampler, own)
         if text in named:
             raise ValueError(f"{values}: two ways of inference are called {text!r}; one of them is {way}")
         named.add(text)
-        yield text, {"kind": "final", **values, **dict(zip(INITIAL_NOISE, way, strict=True))}
+        yield text, {"kind": "final", **values, **dict(zip(names, way, strict=True))}
 
 
 def _same_states(tables: Mapping[str, Scores]) -> dict[str, dict[int, np.ndarray]]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 from torch import Tensor
 
 from immiscible_policy.coupling import KNN
@@ -70,7 +70,8 @@ def test_times_are_uniform_over_all_steps_and_follow_the_generator() -> None:
     assert 60 < chi_square < 150  # 99 degrees of freedom
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 100), ("ddim", 20), ("ddpm", 100)])
+# Of 100 steps 40 and 60 are strides of 2 and 3, and of 1 and 2.
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 100), ("ddim", 60), ("ddim", 40), ("ddim", 20), ("ddpm", 100)])
 @pytest.mark.parametrize("data_scale", [1.0, 2.0])
 def test_samples_of_the_exact_denoiser_have_the_data_distribution(sampler: str, steps: int, data_scale: float) -> None:
     objective = DDPM(sampler=sampler, clip_sample=False, data_scale=data_scale)
@@ -78,6 +79,57 @@ def test_samples_of_the_exact_denoiser_have_the_data_distribution(sampler: str, 
     samples = objective.sample(network, (20_000, 1, 1), steps=steps, generator=torch.Generator().manual_seed(0))
     assert abs(samples.mean() - 0.3) < 0.02
     assert abs(samples.std() - 0.4) < 0.05
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("steps", [7, 16, 60])
+def test_the_network_is_told_how_much_noise_is_left(spacing: str, steps: int) -> None:
+    """A network that knows the data and finds the noise by the step it is told always finds the same noise."""
+    data, noise = torch.full((4, 2), 0.3), torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    objective = DDPM(timestep_spacing=spacing, clip_sample=False)
+    found: list[Tensor] = []
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        abar = objective.scheduler.alphas_cumprod[time].view(-1, 1)
+        found.append((noisy - abar.sqrt() * data) / (1 - abar).sqrt())
+        return found[-1]
+
+    scheduler = objective.sampling_scheduler()
+    scheduler.set_timesteps(steps)
+    first = objective.scheduler.alphas_cumprod[scheduler.timesteps[0]]
+    start = first.sqrt() * data + (1 - first).sqrt() * noise
+    samples = objective.sample(network, (4, 2), steps=steps, noise=start)
+    torch.testing.assert_close(torch.stack(found), noise.expand(steps, 4, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(samples, data, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 40), ("trailing", 16), ("linspace", 10), ("leading", 16)])
+def test_ddim_floor_is_the_library_s_own_loop(spacing: str, steps: int) -> None:
+    objective = DDPM(sampler="ddim_floor", timestep_spacing=spacing)
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        return torch.sin(3 * noisy + time.view(-1, 1) / 50)
+
+    scheduler = DDIMScheduler.from_config(objective.scheduler.config)
+    scheduler.set_timesteps(steps)
+    expected = noise
+    for t in scheduler.timesteps:
+        expected = scheduler.step(network(expected, t.expand(4), None), t, expected).prev_sample
+    assert torch.equal(objective.sample(network, (4, 2), steps=steps, noise=noise), expected)
+    exact = DDPM(timestep_spacing=spacing).sample(network, (4, 2), steps=steps, noise=noise)
+    assert torch.equal(exact, expected) == (spacing == "leading")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20, 25, 50, 100])
+def test_ddim_is_the_library_s_own_loop_where_the_steps_divide(steps: int) -> None:
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        return torch.sin(3 * noisy + time.view(-1, 1) / 50)
+
+    exact = DDPM().sample(network, (4, 2), steps=steps, noise=noise)
+    assert torch.equal(exact, DDPM(sampler="ddim_floor").sample(network, (4, 2), steps=steps, noise=noise))
 
 
 def test_clipping_follows_the_data_scale() -> None:

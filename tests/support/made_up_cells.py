@@ -16,7 +16,7 @@ def episode(seed: int, coverage: float) -> dict[str, Any]:
 
 
 def _settings(config: EvaluationConfig, precision: str = "fp32") -> dict[str, Any]:
-    return {**asdict(config), "sampler": "ddim", "mixed_precision": precision}
+    return {**asdict(config), "sampler": config.sampler or "ddim", "mixed_precision": precision}
 
 
 def train(cell: Cell, device: str = "cpu", lock: int = 0, precision: str = "") -> None:
