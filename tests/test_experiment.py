@@ -317,8 +317,8 @@ def test_lists_in_evaluations_are_combined_and_named_apart() -> None:
     experiment = Experiment("x", {"coupling": {"none": []}}, [0], evaluations)
     configs = experiment.evaluation_configs(experiment.cells(Path("folder"))[0])
     assert len(configs) == 6  # the last is among the first
-    configs += [EvaluationConfig(mixed_precision="fp32"), EvaluationConfig()]
-    assert len({evaluation_name(config) for config in configs}) == 8
+    configs += [EvaluationConfig(mixed_precision="fp32"), EvaluationConfig(), EvaluationConfig(sampler="ddpm")]
+    assert len({evaluation_name(config) for config in configs}) == 9
     assert evaluation_name(EvaluationConfig(num_inference_steps=4)) == "steps4-none-n200-from100000-noise0"
 
 

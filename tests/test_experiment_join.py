@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_up_cells import finish, train
+from made_up_cells import evaluate, finish, train
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.results import load_results
@@ -88,6 +88,29 @@ def test_only_what_is_asked_for_is_taken_and_the_rest_is_named(published: Path, 
     joined = find_joined(other, tmp_path / "c", [published])
     assert len(incomplete(other, tmp_path / "c", joined)) == 4
     assert all(results.record["modes"] is None for results in joined.values())
+
+
+def test_evaluations_by_another_sampler_are_others(published: Path, tmp_path: Path) -> None:
+    """The rows there are of the policies' own sampler, ddim, whether the evaluation names it or not."""
+    plain = EVALUATIONS[0]
+    for sampler, lacking in (("ddim", 0), ("ddpm", 4), ([None, "ddim"], 0), ([None, "ddpm"], 4)):
+        other = experiment(evaluations=[{**plain, "sampler": sampler}])
+        folder = tmp_path / str(sampler)
+        joined = find_joined(other, folder, [published])
+        assert len(incomplete(other, folder, joined)) == lacking
+        kept = {row["sampler"] for results in joined.values() for row in results.rows if row["kind"] == "final"}
+        assert kept == ({"ddim"} if sampler != "ddpm" else set())
+    both = experiment(evaluations=[{**plain, "sampler": [None, "ddpm"]}])
+    cell = both.cells(tmp_path / "both")[0]
+    train(cell)
+    for config in both.evaluation_configs(cell):
+        evaluate(cell, config)
+    results = collect(both, tmp_path / "both")
+    assert sorted(load_results(results).levels("sampler", kind="final")) == ["ddim", "ddpm"]
+    own = experiment()
+    kept_rows = find_joined(own, tmp_path / "own", [results])[own.cells(tmp_path / "own")[0].folder].rows
+    assert {row["sampler"] for row in kept_rows} == {"ddim"}
+    assert len(find_joined(both, tmp_path / "c", [results])[both.cells(tmp_path / "c")[0].folder].rows) > len(kept_rows)
 
 
 def test_ways_with_chosen_noise_lack_where_they_could_be_measured(published: Path, tmp_path: Path) -> None:

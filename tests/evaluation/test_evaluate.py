@@ -78,6 +78,34 @@ def test_one_episode_has_no_interval() -> None:
     assert "nan" not in metrics_table(summarize(episodes))
 
 
+def test_another_sampler_than_the_policys_own_can_be_evaluated() -> None:
+    policy = small_policy()
+    reports = {
+        sampler: evaluate_policy(
+            policy,
+            EvaluationConfig(n_episodes=2, n_videos=0, num_inference_steps=3, sampler=sampler, mixed_precision="fp32"),
+            progress=False,
+        )
+        for sampler in (None, "ddim", "ddim_floor", "ddpm")
+    }
+    assert {str(sampler): report["settings"]["sampler"] for sampler, report in reports.items()} == {
+        "None": "ddim",
+        "ddim": "ddim",
+        "ddim_floor": "ddim_floor",
+        "ddpm": "ddpm",
+    }
+    assert reports[None]["episodes"] == reports["ddim"]["episodes"]
+    scores = [[episode["final_coverage"] for episode in report["episodes"]] for report in reports.values()]
+    assert len({tuple(score) for score in scores}) == 3
+    assert policy.objective.sampler == "ddim"
+
+
+@pytest.mark.parametrize(("sampler", "message"), [("euler", "sampler='euler': choose one of"), ("pndm", "clip_sample")])
+def test_a_sampler_that_the_objective_does_not_have_is_refused(sampler: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_policy(small_policy(), EvaluationConfig(n_episodes=1, n_videos=0, sampler=sampler), progress=False)
+
+
 def test_a_policy_without_a_task_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks env_id, obs_type, legacy, max_steps"):
         evaluate_policy(small_policy(task={"name": "?"}), EvaluationConfig(n_episodes=1, n_videos=0), progress=False)

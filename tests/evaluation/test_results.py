@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_up_cells import episode
 
@@ -107,6 +108,44 @@ def test_differences_and_gains_are_those_put_in(path: Path) -> None:
     assert [gain["coupling"] for gain in gains] == ["none", "knn"]
     assert gains[1]["difference"]["mean"] == pytest.approx(0.15, abs=0.01)
     assert gains[0]["difference"]["low"] < 0 < gains[0]["difference"]["high"]
+
+
+def test_rows_of_another_sampler_are_named_and_compared_among_each_other(tmp_path: Path) -> None:
+    """Their scores are higher by 0.2, and no choice of noise and no coupling gains from it."""
+    cells = []
+    for seed in (0, 1, 2):
+        for coupling, offset in (("none", 0.0), ("knn", -0.1)):
+            folder = tmp_path / "cells" / f"{coupling}-{seed}"
+            write_cell(folder, seed, offset, 0.15)
+            for path in sorted((folder / "evaluations").glob("*.parquet")):
+                rows = pq.read_table(path).to_pylist()
+                other = {**settings(path.stem), "sampler": "ddpm"}
+                raised = [{**row, "max_coverage": row["max_coverage"] + 0.2} for row in rows]
+                write_evaluation(
+                    folder / "evaluations" / f"0_{path.name}",  # before the policies' own
+                    {"episodes": raised, "settings": other, "seconds": {}},
+                )
+            cells.append((folder, {**FIXED, "coupling": coupling}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    results = load_results(tmp_path / "results.parquet")
+    assert results.own_sampler(**FIXED) == "ddim"
+    rows, content = coverage_rows(results, FIXED, "none")
+    ways = [(coupling, inference) for coupling in ("none", "knn") for inference in ("none", "warm")]
+    assert [tuple(row[1:3]) for row in rows[1:]] == [*ways, *((coupling, f"{way} ddpm") for coupling, way in ways)]
+    assert [row["sampler"] for row in content] == 4 * ["ddim"] + 4 * ["ddpm"]
+    own, other = content[:4], content[4:]
+    for one, two in zip(own, other, strict=True):
+        assert two["mean"]["mean"] == pytest.approx(one["mean"]["mean"] + 0.2)
+        assert (one["difference"] is None) == (two["difference"] is None)
+        if one["difference"] is not None:
+            assert two["difference"]["mean"] == pytest.approx(one["difference"]["mean"])
+    rows, content = gain_rows(results, FIXED)
+    gains = {(row["coupling"], row["arm"]): row["difference"]["mean"] for row in content}
+    assert set(gains) == {(c, name) for c in ("none", "knn") for name in ("warm", "none ddpm", "warm ddpm")}
+    for (_, name), gain in gains.items():
+        assert gain == pytest.approx(0.2 if name == "none ddpm" else 0.15, abs=0.01)
+    chosen = single_variant(results, {**FIXED, "kind": "final", "coupling": "knn", "inference_coupling": "none"})
+    assert chosen["sampler"] == "ddim"
 
 
 def test_differences_in_success_are_paired_by_training_seed(tmp_path: Path) -> None:
