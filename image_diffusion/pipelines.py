@@ -6,8 +6,8 @@ matching in pixels, class labels with DDIM, scaled data) is in ``pipeline.py``, 
 classes, none of both) in ``latent_pipeline.py``; they are copied into the folder as ``pipeline.py`` and loaded by
 ``DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)``.
 
-A DDIM pipeline takes the library's strides, ``ddim_floor``. They are those of ``ddim`` with leading spacing, the default of
-the methods here, and where the steps divide those of training.
+A DDIM pipeline takes the library's strides, ``ddim_floor``. They are those of ``ddim`` with leading spacing, which the
+methods here have, and where the steps divide those of training.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def work_off(
     """Do the work of every run that is neither done nor being worked on by another process.
 
     A run that fails, in whatever way, is reported and not tried again by this process; the others go on. What another
-    process held is looked at once more at the end: it may have died, or only have asked whether the run was held.
+    process held is looked at once more at the end: it may have died, or only have asked whether the run was held. Of
+    several processes that one has started, each ends with the run in hand when that one is gone.
 
     Args:
         work: (run, how to call it, lock) -> None, under the run's lock.
@@ -176,9 +178,13 @@ def work_off(
     """
     progress = Progress()
     numbered = list(enumerate(runs, 1))
+    started_by = os.getppid()
     for _ in range(2):
         elsewhere = []
         for number, run in numbered:
+            if _is_worker() and os.getppid() != started_by:
+                announce("the process that started this one is gone: no further runs")
+                return progress
             title = f"[{number}/{len(runs)}] {run.folder.name}"
             with locked(run.folder) as lock:
                 if lock is None:
@@ -197,6 +203,11 @@ def work_off(
         numbered = elsewhere
     progress.elsewhere = len(numbered)
     return progress
+
+
+def _is_worker() -> bool:
+    """Whether multiprocessing or joblib made this process, which is then nobody's to stop when theirs is gone."""
+    return multiprocessing.current_process().name != "MainProcess"
 
 
 def running(runs: Sequence[GridRun]) -> str:

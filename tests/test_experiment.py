@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_up_cells
@@ -221,6 +222,26 @@ def test_a_cell_that_its_worker_left_is_taken_up_at_the_end(store: Path, tmp_pat
     progress = grid_run.work_off([first, second], lambda cell: False, work, print)
     assert worked == [second.folder.name, first.folder.name]
     assert (progress.elsewhere, progress.skipped) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "worked"), [("LokyProcess-1", 1), ("MainProcess", 2)])
+def test_workers_end_when_the_process_that_started_them_is_gone(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, worked: int
+) -> None:
+    """A command that outlives the shell that it was typed in (nohup) is none of them."""
+    parent, done, announced = [4711], [], []
+    monkeypatch.setattr(grid_run.os, "getppid", lambda: parent[0])
+    monkeypatch.setattr(grid_run.multiprocessing, "current_process", lambda: SimpleNamespace(name=name))
+
+    def work(cell: Cell, title: str, lock: int) -> None:
+        done.append(cell.folder.name)
+        parent[0] = 1
+
+    cells = Experiment(**settings(store)).cells(tmp_path)
+    grid_run.work_off(cells, lambda cell: False, work, announced.append)
+    assert len(cells) == 2
+    assert len(done) == worked
+    assert bool(announced) == (worked == 1)
 
 
 def test_a_measurement_with_other_settings_is_made_anew(tmp_path: Path) -> None:
