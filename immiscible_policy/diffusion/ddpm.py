@@ -42,7 +42,8 @@ class DDPM(Objective):
             in strides of T / S | leading: 0 and up in strides of T // S, DDIM's linear selection, which with few steps
             begins well below pure noise | linspace: both ends. ddim and ddpm go where the next call looks. ddim_floor
             and pndm remove noise for a stride of T // S whatever the spacing: with trailing where S does not divide T,
-            and with linspace, less than the network is then told (docs/results: sampler_stride).
+            and with linspace, less than the network is then told (diffusers' issues 9261 and 12633; measured in
+            docs/results, sampler_stride).
         variance_type: fixed_small | fixed_large, of the ancestral sampler's noise (Ho et al., section 3.2).
         clip_sample: clip the predicted data to the data's range [-1, 1] (times ``data_scale``) while sampling.
         data_scale: see ``Objective``.
