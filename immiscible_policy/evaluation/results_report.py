@@ -58,9 +58,11 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     varied = [name for name in others if len(results.levels(name)) > 1]
     combinations = _combinations(results, others)
     mixed = precision_note(results, baseline)
+    samplers = dict.fromkeys(str(results.own_sampler(**fixed)) for fixed in combinations)
+    own = f" The policies' own: {', '.join(samplers)}."
     kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
-        "coverage": (partial(coverage_rows, baseline=baseline), NOTE + WAYS_NOTE),
-        "coupled_inference": (gain_rows, GAIN_NOTE),
+        "coverage": (partial(coverage_rows, baseline=baseline), NOTE + own + WAYS_NOTE),
+        "coupled_inference": (gain_rows, GAIN_NOTE + own),
         "rules": (rules_rows, RULE_NOTE),
         "modes": (partial(mode_rows, baseline=baseline), MODE_NOTE),
         "prior_gap": (gap_rows, GAP_NOTE),

@@ -409,6 +409,11 @@ def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tables" / "mine.md").exists()
     assert all(p.stat().st_size > 0 for p in written)
     assert "| 4 | knn | warm | 3 |" in (tmp_path / "tables" / "coverage.md").read_text()
+    for name in ("coverage", "coupled_inference"):
+        assert (
+            "A sampler is named where it is not the policies' own" in (tmp_path / "tables" / f"{name}.md").read_text()
+        )
+        assert "The policies' own: ddim." in (tmp_path / "tables" / f"{name}.md").read_text()
     loaded = json.loads((tmp_path / "tables" / "coupled_inference.json").read_text())
     assert len(loaded["rows"]) == 2
 
