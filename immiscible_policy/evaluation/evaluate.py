@@ -148,9 +148,10 @@ def evaluate_policy(
     relative to ``output_dir``.
     """
     precision = resolve_precision(config.mixed_precision, str(policy.device))
-    objective = config.objective_of(policy)
-    policy = copy.copy(policy)  # the networks are shared
-    policy.objective = objective
+    if config.sampler is not None:
+        objective = config.objective_of(policy)
+        policy = copy.copy(policy)  # the networks are shared
+        policy.objective = objective
     make_env = environment_factory(policy)
     steps = config.steps_for(policy)
     if output_dir is not None:
