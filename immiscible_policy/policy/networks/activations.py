@@ -18,9 +18,10 @@ class Mish(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < _FEWEST_ENTRIES
-        # A compiler fuses the one operation, and an exported policy keeps it.
-        return F.mish(x) if plain or torch.compiler.is_compiling() else _LogisticMish.apply(x)
+        # A compiler fuses the one operation, and an exported policy keeps it. The size is not asked for then: a program
+        # would be for such sizes only.
+        plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
+        return F.mish(x) if plain or x.numel() < _FEWEST_ENTRIES else _LogisticMish.apply(x)
 
 
 class _LogisticMish(torch.autograd.Function):

@@ -44,7 +44,12 @@ class _Transforms(NamedTuple):
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve` is for these: whole tiles, enough rows for the transform of the weight, enough precision."""
+    """Whether `convolve` is for these: whole tiles, enough rows for the transform of the weight, enough precision.
+
+    Not in an exported program, which is one for batches of any size.
+    """
+    if torch.compiler.is_exporting():
+        return False
     batch, length, in_channels = x.shape
     out_channels, taps, _ = weight.shape
     return (
