@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,14 @@ class Results:
         """Different values of a column, in order of first appearance, where others have given values."""
         return list(dict.fromkeys(self.columns[name][self.where(**values)].tolist()))
 
-    def own_sampler(self, **levels: Any) -> str | None:
-        """The sampler of the policies with these levels of factors themselves; None where there is no row of them."""
-        rollouts = self.levels("sampler", kind="training", **levels)
-        return next(iter([*rollouts, *self.levels("sampler", **levels)]), None)
+    def own_sampler(self, **values: Any) -> str | None:
+        """The sampler of the policies themselves, of those with these levels; None where there is no row of them.
+
+        Args:
+            values: of columns, of which those that are no factors do not count.
+        """
+        chosen = self.where(**{name: values[name] for name in self.factors if name in values})
+        return _own_sampler(zip(*(self.columns[name][chosen].tolist() for name in ("kind", "sampler")), strict=True))
 
     def runs_with(self, measurement: str, **levels: Any) -> list[dict[str, Any]]:
         """Records of the training runs with these levels of factors of which something was measured.
@@ -133,11 +138,20 @@ class RunResults:
     record: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
 
-    @property
+    @cached_property
     def own_sampler(self) -> str | None:
-        """As ``Results.own_sampler``: that of the rollouts made while training, else of the first evaluation."""
-        rollouts = [row["sampler"] for row in self.rows if row["kind"] == "training"]
-        return next(iter([*rollouts, *(row["sampler"] for row in self.rows)]), None)
+        """As ``Results.own_sampler``."""
+        return _own_sampler((row["kind"], row["sampler"]) for row in self.rows)
+
+
+def _own_sampler(rows: Iterable[tuple[str, str]]) -> str | None:
+    """Of (kind, sampler) of rows: that of the first rollout made while training, else of the first evaluation."""
+    first = None
+    for kind, sampler in rows:
+        if kind == "training":
+            return sampler
+        first = first or sampler
+    return first
 
 
 def collect_results(

@@ -265,7 +265,7 @@ def _score_table(results: Results, values: dict[str, Any]) -> np.ndarray:
 
 def single_variant(results: Results, values: dict[str, Any]) -> dict[str, Any]:
     """Of evaluations that differ only in what a figure does not show, the one with the default setting."""
-    own = results.own_sampler(**{name: values[name] for name in results.factors if name in values})
+    own = results.own_sampler(**values)
     for name in ("first_chunk", "known_only", "noise_scale", "noise_seed", "sampler"):
         default = own if name == "sampler" else getattr(EvaluationConfig, name)
         levels = results.levels(name, **values)

@@ -279,7 +279,7 @@ def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str,
     chosen = results.where(kind="final", **values)
     names = ("sampler", *INITIAL_NOISE)
     ways = dict.fromkeys(zip(*(results.columns[name][chosen].tolist() for name in names), strict=True))
-    own = results.own_sampler(**{name: values[name] for name in results.factors if name in values})
+    own = results.own_sampler(**values)
     named: set[str] = set()
     for way in ways:
         sampler, mode, selection, first, known, scale, noise_seed = way

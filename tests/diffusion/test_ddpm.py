@@ -21,6 +21,11 @@ class OptimalDenoiser:
         return (1 - abar).sqrt() * (noisy - abar.sqrt() * self.mean) / variance
 
 
+def wave(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+    """A network whose predictions depend on all that it is told."""
+    return torch.sin(3 * noisy + time.view(-1, 1) / 50)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_the_same_noise_makes_input_and_target(prediction_type: str) -> None:
     """A network that knows the coupled noise has no loss; with any other noise in the input or target it would."""
@@ -107,29 +112,21 @@ def test_the_network_is_told_how_much_noise_is_left(spacing: str, steps: int) ->
 def test_ddim_floor_is_the_library_s_own_loop(spacing: str, steps: int) -> None:
     objective = DDPM(sampler="ddim_floor", timestep_spacing=spacing)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-
-    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
-        return torch.sin(3 * noisy + time.view(-1, 1) / 50)
-
     scheduler = DDIMScheduler.from_config(objective.scheduler.config)
     scheduler.set_timesteps(steps)
     expected = noise
     for t in scheduler.timesteps:
-        expected = scheduler.step(network(expected, t.expand(4), None), t, expected).prev_sample
-    assert torch.equal(objective.sample(network, (4, 2), steps=steps, noise=noise), expected)
-    exact = DDPM(timestep_spacing=spacing).sample(network, (4, 2), steps=steps, noise=noise)
+        expected = scheduler.step(wave(expected, t.expand(4), None), t, expected).prev_sample
+    assert torch.equal(objective.sample(wave, (4, 2), steps=steps, noise=noise), expected)
+    exact = DDPM(timestep_spacing=spacing).sample(wave, (4, 2), steps=steps, noise=noise)
     assert torch.equal(exact, expected) == (spacing == "leading")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20, 25, 50, 100])
 def test_ddim_is_the_library_s_own_loop_where_the_steps_divide(steps: int) -> None:
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-
-    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
-        return torch.sin(3 * noisy + time.view(-1, 1) / 50)
-
-    exact = DDPM().sample(network, (4, 2), steps=steps, noise=noise)
-    assert torch.equal(exact, DDPM(sampler="ddim_floor").sample(network, (4, 2), steps=steps, noise=noise))
+    exact = DDPM().sample(wave, (4, 2), steps=steps, noise=noise)
+    assert torch.equal(exact, DDPM(sampler="ddim_floor").sample(wave, (4, 2), steps=steps, noise=noise))
 
 
 def test_clipping_follows_the_data_scale() -> None:

@@ -19,6 +19,7 @@ from immiscible_policy.policy.recorded_sampler import SamplerNotRecordable
 NETWORKS = {
     "mlp": {"name": "mlp", "width": 16, "n_blocks": 1, "step_embed_dim": 4},
     "unet1d": {"name": "unet1d", "down_dims": [4, 4], "n_groups": 2, "kernel_size": 3, "step_embed_dim": 4},
+    "wide": {"name": "unet1d", "down_dims": [32, 32], "n_groups": 8, "step_embed_dim": 8},
     "transformer": {"name": "transformer", "n_layers": 1, "n_heads": 2, "embed_dim": 8},
 }
 TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "state", "legacy": True, "max_steps": 300}
@@ -63,12 +64,9 @@ def test_the_file_alone_gives_the_policys_actions_and_plan_for_any_batch(exporte
 
 def test_a_network_that_batches_compute_otherwise_is_exported_for_any_batch(tmp_path: Path) -> None:
     """Wide convolutions take half the products from 32 rows on, here a batch of 8, and an export is one program."""
-    network = {"name": "unet1d", "down_dims": [32, 32], "n_groups": 8, "step_embed_dim": 8}
-    torch.manual_seed(0)
     # By flow matching, for DDIM's first step multiplies what batches differ by in rounding.
-    policy = DiffusionPolicy(5, 2, network=network, task=TASK, objective={"name": "flow_matching"})
-    policy.fit_normalizers(torch.tensor([500.0] * 4 + [6.0]) * torch.rand(100, 5), 512 * torch.rand(100, 2))
-    export = export_policy(policy.eval(), tmp_path / "exported", 2)
+    policy = small_policy("wide", objective={"name": "flow_matching"})
+    export = export_policy(policy, tmp_path / "exported", 2)
     module = torch.export.load(export.folder / "policy.pt2").module()
     for batch in (1, 7, 8, 40):
         inputs = example_inputs(policy, batch, seed=batch)
