@@ -33,8 +33,9 @@ what is written
   run_policy.py   a short program that loads and runs it
 
 Observations and actions are in their own units, as the policy was trained on them (PushT: pixels). The sampler is
-unrolled: fewer steps are faster to run and much faster to export and to load. Samplers that draw noise at their steps
-(sampler=ddpm) cannot be exported. Before the folder appears, its actions are held against those of predict_action, for
+unrolled: fewer steps are faster to run, to load and, with --format torch, to export. On a CPU onnxruntime takes a
+fraction of torch's time for a chunk (docs/performance.md). Samplers that draw noise at their steps (sampler=ddpm) cannot
+be exported. Before the folder appears, its actions are held against those of predict_action, for
 several batch sizes; if they differ by more than rounding, nothing is written and the command fails.
 """
 
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = last_policy_folder(arguments.policy)
         policy = load_policy(folder, resolve_device(arguments.device))
         steps = arguments.num_inference_steps
-        print(f"{folder}: {type(policy.objective).__name__} in {steps} steps; tracing takes a second or two a step")
+        expected = "a second or two a step" if arguments.format == "torch" else "some 20 seconds"
+        print(f"{folder}: {type(policy.objective).__name__} in {steps} steps; tracing takes {expected}")
         export = export_policy(
             policy,
             arguments.output,

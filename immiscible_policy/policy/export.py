@@ -5,9 +5,7 @@ fixed number of steps, clipping, the way back to the actions' units, and the cho
 """
 
 import importlib.util
-import logging
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
 from immiscible_policy.policy.export_description import FILES, action_unit, describe
+from immiscible_policy.policy.export_onnx import save_onnx
 from immiscible_policy.policy.exportable import Inputs, example_inputs, predict, trace
 from immiscible_policy.policy.inference_coupling import InferenceCoupling
 from immiscible_policy.training.checkpoint import replace_folder, staging_folder
@@ -93,10 +92,12 @@ def export_policy(
     folder, steps = Path(folder), policy.num_inference_steps if num_inference_steps is None else num_inference_steps
     _check_arguments(policy, folder, steps, format, batch)
     InferenceCoupling(noise_scale=noise_scale)  # which refuses what is not allowed
-    program = trace(policy, steps, batch)
     staging = staging_folder(folder)
     try:
-        _save(program, staging, format, list(example_inputs(policy, 1)))
+        if format == "onnx":
+            save_onnx(policy, steps, batch, staging / FILES[format])
+        else:
+            torch.export.save(trace(policy, steps, batch), staging / FILES[format])
         describe(policy, staging, steps, format, batch, source, noise_scale)
         check = check_export(policy, staging, steps, batch, progress)
         if not check.passed:
@@ -170,22 +171,3 @@ def _check_arguments(policy: DiffusionPolicy, folder: Path, steps: int, format: 
         raise ValueError("the policy has no action ranges: it was never fitted to data")
     if folder.exists() and not (folder.is_dir() and ((folder / "policy.json").is_file() or not any(folder.iterdir()))):
         raise ValueError(f"folder {folder}: exists and is no exported policy; nothing was changed")
-
-
-def _save(program: torch.export.ExportedProgram, folder: Path, format: str, names: list[str]) -> None:
-    if format == "torch":
-        torch.export.save(program, folder / FILES[format])
-        return
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which has no part in this
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's about its own code
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=names,
-            output_names=["actions", "sequence"],
-            external_data=False,
-            verbose=False,
-        )
-    assert onnx_program is not None
-    onnx_program.save(folder / FILES[format])

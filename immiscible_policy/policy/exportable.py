@@ -106,14 +106,20 @@ def trace(policy: DiffusionPolicy, num_inference_steps: int, batch: int | str) -
     Args:
         batch: the only batch size that it takes, or ``dynamic``.
     """
-    module = ExportablePolicy(policy, num_inference_steps)
-    fixed = isinstance(batch, int)
-    inputs = tuple(example_inputs(policy, batch if isinstance(batch, int) else 2).values())
-    size = torch.export.Dim("batch", min=1)
+    inputs = example_inputs(policy, batch if isinstance(batch, int) else 2)
+    return trace_module(ExportablePolicy(policy, num_inference_steps), tuple(inputs.values()), batch)
+
+
+def trace_module(module: nn.Module, inputs: tuple[Tensor, ...], batch: int | str) -> torch.export.ExportedProgram:
+    """The exported program of a module of tensors, of which those with more than one axis are batches."""
+    sizes: tuple[Any, ...] | None = None
+    if not isinstance(batch, int):
+        size = torch.export.Dim("batch", min=1)
+        sizes = tuple({0: size} if value.dim() > 1 else None for value in inputs)
+        if isinstance(module, ExportablePolicy):
+            sizes = (sizes,)  # of its variable arguments
     with torch.no_grad():
-        program = torch.export.export(
-            module, inputs, dynamic_shapes=None if fixed else (tuple({0: size} for _ in inputs),), strict=False
-        )
+        program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
     _tidy(program.graph_module)
     return program
 

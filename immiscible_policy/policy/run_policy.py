@@ -17,7 +17,7 @@ def load(folder: Path, threads: int | None = None) -> Callable[..., list[np.ndar
     """The policy as a function of arrays: ``actions, sequence = policy(observation, noise)``; see policy.json."""
     about = json.loads((folder / "policy.json").read_text())
     if about["format"] == "onnx":
-        import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+        import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0

@@ -1,6 +1,7 @@
 """Exported policies: the same actions without the package, and refusals that leave nothing behind."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -24,6 +25,12 @@ NETWORKS = {
 }
 TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "state", "legacy": True, "max_steps": 300}
 BLOCKED = ("immiscible_policy", "envs", "diffusers", "hydra", "accelerate", "scipy", "safetensors", "gymnasium")
+
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES), reason="needs the extra 'export'"
+)
 
 
 def small_policy(network: str = "mlp", **options: object) -> DiffusionPolicy:
@@ -169,13 +176,14 @@ def test_flow_matching_needs_no_code_of_its_own(tmp_path: Path) -> None:
     assert about(export)["objective"] == "FlowMatching"
 
 
-def test_pictures_go_in_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=needs_onnx)])
+def test_pictures_go_in_as_they_are(format: str, tmp_path: Path) -> None:
     encoder = {"name": "convnet", "channels": [4, 4], "n_groups": 2, "crop": 20, "n_keypoints": 2, "feature_dim": 4}
     task = TASK | {"obs_type": "pixels_agent_pos", "observation_height": 24, "observation_width": 24}
     torch.manual_seed(0)
     policy = DiffusionPolicy(2, 2, network=NETWORKS["mlp"], encoder=encoder, task=task).eval()
     policy.fit_normalizers(512 * torch.rand(50, 2), 512 * torch.rand(50, 2))
-    export = export_policy(policy, tmp_path / "exported", 1)
+    export = export_policy(policy, tmp_path / "exported", 1, format)
     assert [(i["name"], i["dtype"]) for i in about(export)["inputs"]] == [
         ("pixels", "uint8"),
         ("agent_pos", "float32"),
@@ -229,7 +237,7 @@ def test_an_export_that_computes_something_else_is_deleted(
 
     monkeypatch.setattr(export_module.run_policy, "load", spoilt)
     monkeypatch.setattr(export_module, "trace", lambda *arguments: None)
-    monkeypatch.setattr(export_module, "_save", lambda program, folder, *rest: (folder / "policy.pt2").touch())
+    monkeypatch.setattr(torch.export, "save", lambda program, path: path.touch())
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "policy.json").write_text("older")
     with pytest.raises(ExportError, match="more than rounding; the export was deleted"):
@@ -244,13 +252,29 @@ def test_another_policys_export_fails_the_check(exported) -> None:
     assert not check_export(policy, export.folder, 5, "dynamic").passed
 
 
-def test_onnx_gives_the_policys_actions(tmp_path: Path) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    export = export_policy(small_policy(), tmp_path / "exported", 2, format="onnx")
+@needs_onnx
+@pytest.mark.parametrize(
+    ("network", "objective", "batch"),
+    [
+        ("mlp", {"name": "ddpm"}, "dynamic"),
+        ("unet1d", {"name": "flow_matching"}, 3),
+        ("wide", {"name": "flow_matching"}, "dynamic"),
+        ("transformer", {"name": "ddpm"}, 1),
+    ],
+)
+def test_onnx_gives_the_policys_actions(tmp_path: Path, network: str, objective: dict, batch: int | str) -> None:
+    onnx = importlib.import_module("onnx")
+    policy = small_policy(network, objective=objective)
+    export = export_policy(policy, tmp_path / "exported", 3, format="onnx", batch=batch)
     assert export.check.passed
     assert about(export)["versions"]["onnxruntime"]
     assert set(export.files) == {"policy.onnx", "policy.json", "example.npz", "run_policy.py"}
+    model = onnx.load(export.folder / "policy.onnx")
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    # The network is there three times, its weights once.
+    weights = sum(np.prod(tensor.dims, dtype=int) for tensor in model.graph.initializer)
+    assert weights < 1.2 * sum(parameter.numel() for parameter in policy.parameters()) + 100
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
