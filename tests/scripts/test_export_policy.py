@@ -117,7 +117,7 @@ def test_the_inference_section_compares_what_can_run_here(monkeypatch, capsys) -
     section = sys.modules["benchmark_inference"]
     monkeypatch.setattr(section, "DOWN_DIMS", (8,))
     monkeypatch.setattr(section, "STEP_EMBED_DIM", 4)
-    monkeypatch.setattr(section, "LONGEST_EXPORT", 1)
+    monkeypatch.setattr(section, "LONGEST_EXPORT", {"torch": 1, "onnx": 1})
     monkeypatch.setattr(section.shutil, "which", lambda name: None)
     find_spec = section.importlib.util.find_spec
     monkeypatch.setattr(section.importlib.util, "find_spec", lambda n: None if "onnx" in n else find_spec(n))
