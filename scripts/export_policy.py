@@ -34,9 +34,9 @@ what is written
 
 Observations and actions are in their own units, as the policy was trained on them (PushT: pixels). The sampler is
 unrolled: fewer steps are faster to run, to load and, with --format torch, to export. On a CPU onnxruntime takes a
-fraction of torch's time for a chunk (docs/performance.md). Samplers that draw noise at their steps (sampler=ddpm) cannot
-be exported. Before the folder appears, its actions are held against those of predict_action, for
-several batch sizes; if they differ by more than rounding, nothing is written and the command fails.
+third of torch's time for a chunk (docs/performance.md). Samplers that draw noise at their steps (sampler=ddpm) cannot
+be exported. Before the folder appears, its actions are held against those of predict_action, for several batch sizes;
+if they differ by more than rounding, nothing is written and the command fails.
 """
 
 

@@ -43,7 +43,8 @@ NOTE = (
     "for the rows of a number of steps; P(better) is the probability that an episode goes better than the paired one "
     "of the baseline; detectable is the smallest true difference that this design finds with power 0.8. Differences "
     "in success (the share of episodes that pass 0.95) are in points, their intervals not adjusted. A sampler is named "
-    "where it is not the policies' own, and its rows are compared among each other."
+    "where it is not the policies' own, and its rows are compared among each other. Two passes (2 x 8) stand "
+    "beside one of as many network calls (16)."
 )
 WAYS_NOTE = (
     " Ways, in bits, is how evenly a policy splits between the two ways round the block from mirror-symmetric starts "
@@ -63,7 +64,8 @@ GAIN_NOTE = (
     "What choosing the initial noise adds to the same networks, in points of max coverage, paired by training seed and "
     "initial state [95% interval], p of each row by itself (not adjusted for their number), and success without and "
     "with; all of the training seeds that have both. A sampler is named where it is not the policies' own: what it "
-    "adds to that one, and what choosing the noise adds with it."
+    "adds to that one, and what choosing the noise adds with it. Two passes (2 x 8) are compared with one of as many "
+    "network calls (16)."
 )
 GAP_NOTE = (
     "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
@@ -183,7 +185,7 @@ def _arms(
     coverage, success = {}, {}
     wanted = sampler or results.own_sampler(**fixed)
     for coupling in results.levels("coupling", **fixed):
-        for inference, chosen in _inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}):
+        for inference, chosen in _ways(results, {**fixed, "coupling": coupling}, steps).items():
             if chosen["sampler"] != wanted:
                 continue
             coverage[f"{coupling}|{inference}"] = results.scores("max_coverage", **chosen)
@@ -198,7 +200,7 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
     own = results.own_sampler(**fixed)
     for steps in _step_counts(results, fixed):
         for coupling in results.levels("coupling", **fixed):
-            found = dict(_inferences(results, {**fixed, "coupling": coupling, "num_inference_steps": steps}))
+            found = _ways(results, {**fixed, "coupling": coupling}, steps)
             tables = {name: results.scores("max_coverage", **chosen) for name, chosen in found.items()}
             successes = {name: results.scores("success", **chosen) for name, chosen in found.items()}
             for name, chosen in found.items():
@@ -272,6 +274,24 @@ def training_curves(
         loss = np.array([float(results.columns["train_loss"][mask][0]) for mask in masks])
         curves[seed] = (np.array(points), score, loss)
     return curves
+
+
+def _ways(results: Results, values: dict[str, Any], steps: int) -> dict[str, dict[str, Any]]:
+    """Names and column values of the ways of inference that belong to a number of sampling steps.
+
+    Two passes belong to twice their steps, which take as many network calls, where one pass of that many is there.
+    """
+
+    def named(n: int, two: bool) -> dict[str, dict[str, Any]]:
+        ways = _inferences(results, {**values, "num_inference_steps": n})
+        return {name: way for name, way in ways if (way["inference_coupling"] == "two_pass") == two}
+
+    found = named(steps, two=False)
+    if not named(2 * steps, two=False):
+        found |= named(steps, two=True)
+    if found and steps % 2 == 0:
+        found |= {f"{name} 2 x {steps // 2}": way for name, way in named(steps // 2, two=True).items()}
+    return found
 
 
 def _inferences(results: Results, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
