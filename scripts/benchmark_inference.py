@@ -30,7 +30,8 @@ COMPARED = f"""\
   inference   one action chunk at batch 1 from the default policy with random weights, for several numbers of steps.
               eager: predict_action, in fp32 and under bf16 autocast; recorded: its sampler as a list of tensor
               operations; compiled: that with the network through torch.compile; exported: policy.pt2 and policy.onnx
-              of scripts/export_policy.py (torch: up to {LONGEST_EXPORT["torch"]} steps); cuda graph: the recorded one, captured.
+              of scripts/export_policy.py (torch: up to {LONGEST_EXPORT["torch"]} steps); cuda graph: the recorded one,
+              captured.
               published form: Mish in the network, library convolutions, diffusers' scheduler, fp32.
 """
 
