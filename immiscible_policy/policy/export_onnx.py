@@ -37,7 +37,7 @@ def save_onnx(policy: DiffusionPolicy, steps: int, batch: int | str, path: Path)
     model = _translate(module, tuple(inputs.values()), batch, list(inputs), ["actions", "sequence"])
     _put_network_in(model, network)
     common.InlinePass()(model)
-    common.ClearMetadataAndDocStringPass()(model)  # which would be two thirds of the file
+    common.ClearMetadataAndDocStringPass()(model)  # which would be nearly half of the file
     ir.save(model, path)
 
 
