@@ -1,7 +1,6 @@
 """The section `inference` of scripts/benchmark.py: latency of an action chunk at batch 1, on the CPU or a GPU."""
 
 import argparse
-import importlib.util
 import shutil
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from benchmark_timing import interleaved, ratio, seconds_per_call, spread
 
 from immiscible_policy.policy import DiffusionPolicy, run_policy
 from immiscible_policy.policy.export import export_policy
+from immiscible_policy.policy.export_onnx import missing_packages
 from immiscible_policy.policy.exportable import ExportablePolicy, Inputs, example_inputs, predict
 from immiscible_policy.training.precision import autocast
 
@@ -101,8 +101,7 @@ def unavailable(device: str) -> dict[str, str]:
     reasons = {}
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         reasons["compiled"] = "no C++ compiler"
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         reasons["exported, onnx"] = f"{', '.join(missing)} not installed"
     elif device != "cpu":
         reasons["exported, onnx"] = "runs on the CPU"

@@ -282,15 +282,17 @@ def _ways(results: Results, values: dict[str, Any], steps: int) -> dict[str, dic
     Two passes belong to twice their steps, which take as many network calls, where one pass of that many is there.
     """
 
-    def named(n: int, two: bool) -> dict[str, dict[str, Any]]:
-        ways = _inferences(results, {**values, "num_inference_steps": n})
-        return {name: way for name, way in ways if (way["inference_coupling"] == "two_pass") == two}
+    def passes(n: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Those of one pass of n steps, and those of two."""
+        ways = dict(_inferences(results, {**values, "num_inference_steps": n}))
+        two = {name: way for name, way in ways.items() if way["inference_coupling"] == "two_pass"}
+        return {name: way for name, way in ways.items() if name not in two}, two
 
-    found = named(steps, two=False)
-    if not named(2 * steps, two=False):
-        found |= named(steps, two=True)
+    found, two = passes(steps)
+    if two and not passes(2 * steps)[0]:
+        found |= two
     if found and steps % 2 == 0:
-        found |= {f"{name} 2 x {steps // 2}": way for name, way in named(steps // 2, two=True).items()}
+        found |= {f"{name} 2 x {steps // 2}": way for name, way in passes(steps // 2)[1].items()}
     return found
 
 

@@ -4,7 +4,6 @@ What is exported is the whole function ``DiffusionPolicy.predict_action``: norma
 fixed number of steps, clipping, the way back to the actions' units, and the choice of the actions to execute.
 """
 
-import importlib.util
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
 from immiscible_policy.policy.export_description import FILES, action_unit, describe
-from immiscible_policy.policy.export_onnx import save_onnx
+from immiscible_policy.policy.export_onnx import PACKAGES, missing_packages, save_onnx
 from immiscible_policy.policy.exportable import Inputs, example_inputs, predict, trace
 from immiscible_policy.policy.inference_coupling import InferenceCoupling
 from immiscible_policy.training.checkpoint import replace_folder, staging_folder
@@ -159,9 +158,8 @@ def _check_arguments(policy: DiffusionPolicy, folder: Path, steps: int, format: 
     if batch != "dynamic" and not (isinstance(batch, int) and batch >= 1):
         raise ValueError(f"batch={batch!r}: choose dynamic or a number of at least 1")
     policy.objective.check_num_inference_steps(steps)
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise ValueError(f"format='onnx' needs {', '.join(missing)}: pip install onnx onnxscript onnxruntime")
+    if format == "onnx" and (missing := missing_packages()):
+        raise ValueError(f"format='onnx' needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
     if format == "onnx" and policy.device.type != "cpu":
         raise ValueError(f"device={policy.device}: an ONNX export is made on the CPU")
     kinds = {parameter.dtype for parameter in policy.parameters()} - {torch.float32}

@@ -13,6 +13,7 @@ from torch import nn
 from immiscible_policy.files import file_sha256
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
+from immiscible_policy.policy.export_onnx import PACKAGES
 from immiscible_policy.policy.exportable import example_inputs, predict
 
 FILES = {"torch": "policy.pt2", "onnx": "policy.onnx"}
@@ -120,7 +121,7 @@ def _versions(format: str) -> dict[str, str]:
         "immiscible-policy",
         "torch",
         "numpy",
-        *(("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()),
+        *(PACKAGES if format == "onnx" else ()),
     )
     found = {}
     for name in names:

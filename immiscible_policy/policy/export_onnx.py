@@ -4,6 +4,7 @@ Translating the unrolled sampler as a whole would take minutes (16 steps of the 
 and its file would be read slowly: matrices that are transposed for a product would be so in each copy.
 """
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -13,10 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
-from immiscible_policy.policy.exportable import ExportablePolicy, example_inputs, trace_module
+from immiscible_policy.policy.exportable import ExportablePolicy, observation_shapes, trace_module, traced_inputs
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _DOMAIN, _NAME = "immiscible_policy", "network"
 _ANY_SIZE = 2**62  # bytes; the default leaves out all that is larger than small
+
+
+def missing_packages() -> list[str]:
+    """Those of ``PACKAGES`` that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def save_onnx(policy: DiffusionPolicy, steps: int, batch: int | str, path: Path) -> None:
@@ -30,11 +37,11 @@ def save_onnx(policy: DiffusionPolicy, steps: int, batch: int | str, path: Path)
     import onnx_ir as ir  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from onnx_ir.passes import common  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-    module = ExportablePolicy(policy, steps)
-    inputs = example_inputs(policy, batch if isinstance(batch, int) else 2)
-    call = _take_out_network(module, tuple(inputs.values()))
-    network = _translate(call.network, call.examples, batch, ["noisy", "time", "condition"], ["prediction"])
-    model = _translate(module, tuple(inputs.values()), batch, list(inputs), ["actions", "sequence"])
+    module, inputs = ExportablePolicy(policy, steps), traced_inputs(policy, batch)
+    taken_out, given = _take_out_network(module, inputs)
+    network = _translate(taken_out, given, batch, ["noisy", "time", "condition"], ["prediction"])
+    names = [*observation_shapes(policy), "noise"]
+    model = _translate(module, inputs, batch, names, ["actions", "sequence"])
     _put_network_in(model, network)
     common.InlinePass()(model)
     common.ClearMetadataAndDocStringPass()(model)  # which would be nearly half of the file
@@ -42,33 +49,23 @@ def save_onnx(policy: DiffusionPolicy, steps: int, batch: int | str, path: Path)
 
 
 class _NetworkCall(nn.Module):
-    """Stands in for the network where the sampler is translated, and remembers the network and what it is given."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._network = [network]  # in a list, so that its weights are not this module's
-        self.examples: tuple[Tensor, ...] = ()
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network[0]
+    """Stands in for the network where the sampler is translated, as one operation."""
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
-            self.examples = (noisy, time, condition)
-            return self.network(noisy, time, condition)
         return torch.onnx.ops.symbolic(
             f"{_DOMAIN}::{_NAME}", (noisy, time, condition), dtype=noisy.dtype, shape=noisy.shape, version=1
         )
 
 
-def _take_out_network(module: ExportablePolicy, inputs: tuple[Tensor, ...]) -> _NetworkCall:
+def _take_out_network(module: ExportablePolicy, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network, and what it is given for these inputs; a call stands in its place."""
     assert module.sampler is not None
-    call = _NetworkCall(module.sampler.network)  # type: ignore[arg-type]
-    module.sampler.network = call
-    module.policy.network = call
-    module(*inputs)
-    return call
+    network: nn.Module = module.sampler.network  # type: ignore[assignment]
+    given: list[tuple[Tensor, ...]] = []
+    with network.register_forward_pre_hook(lambda _, arguments: given.append(arguments)):
+        module(*inputs)
+    module.sampler.network = module.policy.network = _NetworkCall()
+    return network, given[0]
 
 
 def _translate(

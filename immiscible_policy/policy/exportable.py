@@ -106,20 +106,24 @@ def trace(policy: DiffusionPolicy, num_inference_steps: int, batch: int | str) -
     Args:
         batch: the only batch size that it takes, or ``dynamic``.
     """
-    inputs = example_inputs(policy, batch if isinstance(batch, int) else 2)
-    return trace_module(ExportablePolicy(policy, num_inference_steps), tuple(inputs.values()), batch)
+    return trace_module(ExportablePolicy(policy, num_inference_steps), traced_inputs(policy, batch), batch)
+
+
+def traced_inputs(policy: DiffusionPolicy, batch: int | str) -> tuple[Tensor, ...]:
+    """What ``ExportablePolicy`` is traced with: a batch of the one size, or of any that is not special."""
+    return tuple(example_inputs(policy, batch if isinstance(batch, int) else 2).values())
 
 
 def trace_module(module: nn.Module, inputs: tuple[Tensor, ...], batch: int | str) -> torch.export.ExportedProgram:
     """The exported program of a module of tensors, of which those with more than one axis are batches."""
-    sizes: tuple[Any, ...] | None = None
+    sizes = torch.export.ShapesCollection()
     if not isinstance(batch, int):
         size = torch.export.Dim("batch", min=1)
-        sizes = tuple({0: size} if value.dim() > 1 else None for value in inputs)
-        if isinstance(module, ExportablePolicy):
-            sizes = (sizes,)  # of its variable arguments
+        for value in inputs:
+            if value.dim() > 1:
+                sizes[value] = {0: size}
     with torch.no_grad():
-        program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
+        program = torch.export.export(module, inputs, dynamic_shapes=sizes.dynamic_shapes(module, inputs), strict=False)
     _tidy(program.graph_module)
     return program
 

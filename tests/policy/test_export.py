@@ -14,6 +14,7 @@ import torch
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy import export as export_module
 from immiscible_policy.policy.export import Export, ExportError, check_export, export_policy
+from immiscible_policy.policy.export_onnx import missing_packages
 from immiscible_policy.policy.exportable import ExportablePolicy, example_inputs, predict
 from immiscible_policy.policy.recorded_sampler import SamplerNotRecordable
 
@@ -27,10 +28,7 @@ TASK = {"env_id": "envs:immiscible/PushT-v0", "obs_type": "state", "legacy": Tru
 BLOCKED = ("immiscible_policy", "envs", "diffusers", "hydra", "accelerate", "scipy", "safetensors", "gymnasium")
 
 
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES), reason="needs the extra 'export'"
-)
+needs_onnx = pytest.mark.skipif(bool(missing_packages()), reason="needs the extra 'export'")
 
 
 def small_policy(network: str = "mlp", **options: object) -> DiffusionPolicy:
@@ -278,6 +276,6 @@ def test_onnx_gives_the_policys_actions(tmp_path: Path, network: str, objective:
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install onnx onnxscript onnxruntime"):
         export_policy(small_policy(), tmp_path / "exported", 2, format="onnx")

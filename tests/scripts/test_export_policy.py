@@ -119,8 +119,8 @@ def test_the_inference_section_compares_what_can_run_here(monkeypatch, capsys) -
     monkeypatch.setattr(section, "STEP_EMBED_DIM", 4)
     monkeypatch.setattr(section, "LONGEST_EXPORT", {"torch": 1, "onnx": 1})
     monkeypatch.setattr(section.shutil, "which", lambda name: None)
-    find_spec = section.importlib.util.find_spec
-    monkeypatch.setattr(section.importlib.util, "find_spec", lambda n: None if "onnx" in n else find_spec(n))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if "onnx" in n else find_spec(n))
     arguments = benchmark.parse_arguments(["--only", "inference", "--rounds", "2", "--inference-steps", "1", "3"])
     rows = section.inference_section(arguments)
     eager = ["eager, fp32", "eager, bf16", "recorded"]
