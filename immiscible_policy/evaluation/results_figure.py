@@ -48,7 +48,8 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     """Max coverage after training against sampling steps: a panel a coupling, a line a way of choosing the noise.
 
     Every panel shows the baseline's plain inference in grey. Intervals are t intervals over training seeds; marks are
-    open where not all of the panel's seeds were evaluated.
+    open where not all of the panel's seeds were evaluated. Two passes stand at the steps of both together, above one
+    pass that takes as many network calls.
 
     Args:
         baseline: the coupling that the others are compared with.
@@ -58,8 +59,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     """
     chosen = {**fixed, "kind": "final"}
     couplings = results.levels("coupling", **chosen)
-    ticks = sorted(results.levels("num_inference_steps", **chosen))
-    if len(ticks) < 2:
+    if len(results.levels("num_inference_steps", **chosen)) < 2:
         return False
     columns = min(3, len(couplings))
     rows = -(-len(couplings) // columns)
@@ -67,6 +67,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     ways = list(dict.fromkeys(way for name in couplings for way in _ways(results, {**chosen, "coupling": name})))
     lines: dict[str, Any] = {}
+    ticks: set[int] = set()
     title = "initial noise"
     for name, axes in zip(couplings, panels, strict=False):
         seeds = len(results.levels("training_seed", **chosen, coupling=name))
@@ -80,6 +81,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
             lines[_way_label(inference, selection)] = _steps_line(
                 axes, results, values, shift=index, color=f"C{index}", marker="o", markersize=3, linewidth=1.2
             )
+            ticks.update(_steps_of_all_passes(values, results.levels("num_inference_steps", **values)))
             if _open_marks(axes, results, values, seeds, shift=index, color=f"C{index}"):
                 title = "initial noise\n(open: fewer seeds)"
         axes.set_title(f"{name} ({seeds} training seed{'s' * (seeds > 1)})", fontsize=9)
@@ -90,9 +92,10 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
             panels[index - columns].tick_params(labelbottom=True)
     first = figure.axes[0]
     first.set(xscale="log", ylim=(0, 100))
-    first.set_xticks(ticks, [str(tick) for tick in ticks])
+    first.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     first.minorticks_off()
-    figure.supxlabel("sampling steps", fontsize=9)
+    both = any(inference == "two_pass" for inference, _ in ways)
+    figure.supxlabel(f"sampling steps{', of both passes together' * both}", fontsize=9)
     figure.supylabel("max coverage, %", fontsize=9)
     figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
     save_figure(figure, path, dpi=140)
@@ -223,7 +226,8 @@ def _ways(results: Results, values: dict[str, Any]) -> list[tuple[str, str | Non
 def _steps_line(axes: Any, results: Results, values: dict[str, Any], shift: int = 0, **style: Any) -> Any:
     """Mean and interval at each number of sampling steps, moved aside a little so that lines can be told apart."""
     steps = sorted(results.levels("num_inference_steps", **values))
-    return _bars(axes, _beside(steps, shift), _percentages(results, values, "num_inference_steps", steps), **style)
+    places = _beside(_steps_of_all_passes(values, steps), shift)
+    return _bars(axes, places, _percentages(results, values, "num_inference_steps", steps), **style)
 
 
 def _open_marks(axes: Any, results: Results, values: dict[str, Any], seeds: int, shift: int, color: str) -> bool:
@@ -232,8 +236,14 @@ def _open_marks(axes: Any, results: Results, values: dict[str, Any], seeds: int,
     fewer = [n for n in every if len(_score_table(results, {**values, "num_inference_steps": n})) < seeds]
     if fewer:
         mean, _, _ = _percentages(results, values, "num_inference_steps", fewer)
-        axes.plot(_beside(fewer, shift), mean, "o", markersize=3, color=color, markerfacecolor="white", zorder=5)
+        places = _beside(_steps_of_all_passes(values, fewer), shift)
+        axes.plot(places, mean, "o", markersize=3, color=color, markerfacecolor="white", zorder=5)
     return bool(fewer)
+
+
+def _steps_of_all_passes(values: dict[str, Any], steps: Sequence[int]) -> list[int]:
+    passes = 2 if values.get("inference_coupling") == "two_pass" else 1
+    return [passes * count for count in steps]
 
 
 def _beside(steps: Sequence[int], shift: int) -> list[float]:

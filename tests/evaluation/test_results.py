@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_up_cells import episode
+from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_cells import percent_cell
@@ -33,6 +34,15 @@ STATES = range(100, 140)
 def settings(inference: str, steps: int = 4) -> dict[str, Any]:
     shared = {"sampler": "ddim", "selection": None, "first_chunk": "two_pass", "known_only": False, "noise_seed": 0}
     return {"num_inference_steps": steps, "inference_coupling": inference, **shared}
+
+
+def kept_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn from here on, instead of their files."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(
+        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
+    )
+    return drawn
 
 
 def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
@@ -148,7 +158,7 @@ def test_rows_of_another_sampler_are_named_and_compared_among_each_other(tmp_pat
     assert chosen["sampler"] == "ddim"
 
 
-def test_two_passes_stand_beside_one_of_as_many_network_calls(tmp_path: Path) -> None:
+def test_two_passes_stand_beside_one_of_as_many_network_calls(tmp_path: Path, monkeypatch) -> None:
     """Two passes of 2 steps gain 0.3; of 4 steps, which nothing of 8 stands beside, they go with what has 4."""
     cells = []
     for seed in (0, 1, 2):
@@ -169,6 +179,12 @@ def test_two_passes_stand_beside_one_of_as_many_network_calls(tmp_path: Path) ->
         assert [row["arm"].split("|")[-1] for row in of] == names
         gains = [row["difference"]["mean"] for row in of]
         assert gains == pytest.approx([0.15, 0.4, 0.3], abs=0.01)
+    drawn = kept_figures(monkeypatch)
+    assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xticks().tolist() == [4, 8]  # 2 x 2 and 2 x 4
+    assert any(line.get_xdata() == pytest.approx([4, 8], rel=0.1) for line in axes.lines if len(line.get_xdata()) == 2)
+    assert "both passes" in drawn[0].get_supxlabel()
 
 
 def test_differences_in_success_are_paired_by_training_seed(tmp_path: Path) -> None:
@@ -302,10 +318,7 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
 
 
 def test_marks_are_open_where_fewer_training_seeds_were_evaluated(tmp_path: Path, monkeypatch) -> None:
-    drawn = []
-    monkeypatch.setattr(
-        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
-    )
+    drawn = kept_figures(monkeypatch)
     cells = [(tmp_path / f"cell-{seed}", {**FIXED, "coupling": "none"}, seed) for seed in (0, 1)]
     for folder, _, seed in cells:
         write_cell(folder, seed, 0.0, 0.0)
