@@ -11,6 +11,7 @@ from typing import Any
 
 from immiscible_policy.evaluation.results import Results, load_results
 from immiscible_policy.evaluation.results_cells import Rows
+from immiscible_policy.evaluation.results_differences import differences_to_baseline
 from immiscible_policy.evaluation.results_figure import (
     coverage_by_gap,
     coverage_by_level,
@@ -84,7 +85,8 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     for name, ((rows, content), note) in tables.items():
         if len(rows) > 1:
             written += write_table(folder / "tables", name, rows, content, note + mixed)
-    written += _write_figures(results, folder / "figures", others, varied, baseline)
+    coverage = tables["coverage"][0][1]
+    written += _write_figures(results, folder / "figures", others, varied, baseline, coverage)
     for path in [file for pattern in _patterns([*kinds, "pooled", "levels"]) for file in folder.glob(pattern)]:
         if path not in written:
             path.unlink()
@@ -92,17 +94,30 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
 
 
 def _write_figures(
-    results: Results, folder: Path, others: Sequence[str], varied: Sequence[str], baseline: str
+    results: Results,
+    folder: Path,
+    others: Sequence[str],
+    varied: Sequence[str],
+    baseline: str,
+    coverage: Sequence[dict[str, Any]],
 ) -> list[Path]:
-    """Figures of every combination of the factors ``others``, and one over each that is ``varied``."""
+    """Figures of every combination of the factors ``others``, and one over each that is ``varied``.
+
+    Args:
+        coverage: the numbers of the table of coverage.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[Path, bool] = {}
     for fixed in _combinations(results, others):
         stem = "-".join(map(str, fixed.values())) or "all"
-        training, steps, gap = (folder / f"{name}-{stem}.png" for name in ("training", "sampling_steps", "prior_gap"))
+        names = ("training", "sampling_steps", "prior_gap", "differences")
+        training, steps, gap, differences = (folder / f"{name}-{stem}.png" for name in names)
         drawn[gap] = coverage_by_gap(results, fixed, gap)
         drawn[training] = coverage_while_training(results, fixed, training)
         drawn[steps] = coverage_by_steps(results, fixed, baseline, steps)
+        wanted = {**fixed, "sampler": results.own_sampler(**fixed)}
+        shown = [row for row in coverage if wanted.items() <= row.items()]
+        drawn[differences] = differences_to_baseline(shown, baseline, differences)
     for factor in varied:
         for fixed in _combinations(results, [name for name in others if name != factor]):
             path = folder / ("-".join(["coverage_by", factor, *map(str, fixed.values())]) + ".png")
@@ -119,7 +134,8 @@ def _combinations(results: Results, factors: Sequence[str]) -> list[dict[str, An
 def _patterns(kinds: Sequence[str]) -> list[str]:
     """Of the files that ``write_tables`` writes."""
     tables = [f"tables/{name}.{suffix}" for name in kinds for suffix in ("md", "tex", "json")]
-    return [*tables, *(f"figures/{name}-*.png" for name in ("training", "sampling_steps", "prior_gap", "coverage_by"))]
+    figures = ("differences", "training", "sampling_steps", "prior_gap", "coverage_by")
+    return [*tables, *(f"figures/{name}-*.png" for name in figures)]
 
 
 def _with_factors(parts: Sequence[tuple[dict[str, Any], Rows]], varied: Sequence[str]) -> Rows:

@@ -436,7 +436,7 @@ def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
     written = write_tables(path, tmp_path)
     names = {p.relative_to(tmp_path).as_posix() for p in written}
     assert {f"tables/coverage.{kind}" for kind in ("md", "tex", "json")} <= names
-    assert "figures/training-keypoints.png" in names
+    assert {"figures/training-keypoints.png", "figures/differences-keypoints.png"} <= names
     assert "figures/sampling_steps-keypoints.png" not in names  # of one number of steps
     (tmp_path / "tables" / "pooled.md").write_text("of other results")
     (tmp_path / "tables" / "mine.md").write_text("of the user")

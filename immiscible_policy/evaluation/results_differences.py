@@ -1,0 +1,120 @@
+"""Figure of an experiment: how far couplings and ways of inference are from the baseline, interval by interval."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+
+from immiscible_policy.files import save_figure
+
+LINEAR = 10.0  # points up to which the axes are linear, so that differences of 5 and of 70 can be read in one panel
+TICKS, MINOR_TICKS = (-60, -10, 0, 10, 60), (-30, -5, 5, 30)
+MEASURES = {"max coverage": "difference", "success": "success_difference"}
+
+
+def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, path: Path) -> bool:
+    """Differences in max coverage and success with 95% intervals; columns of panels are numbers of sampling steps.
+
+    A line is a coupling in training and a way of inference, as in the table of coverage; lines of one coupling stand
+    together. Marks are open where there is one training seed, whose interval is over initial states alone. Left out are
+    numbers of steps with a single line, and panels where every difference is 0, as of success where nothing succeeds.
+
+    Args:
+        content: numbers of the table of coverage (``results_tables.coverage_rows``), of one combination of factors and
+            one sampler.
+        baseline: the coupling that the others are compared with.
+
+    Returns:
+        whether there was anything to draw.
+    """
+    compared = [row for row in content if row["difference"] is not None]
+    lines = Counter(row["num_inference_steps"] for row in compared)
+    compared = [row for row in compared if lines[row["num_inference_steps"]] > 1]
+    # In the order that they have where most of them are.
+    by_lines = sorted(compared, key=lambda row: -lines[row["num_inference_steps"]])
+    arms = list(dict.fromkeys(tuple(row["arm"].split("|")) for row in by_lines))
+    steps = sorted({row["num_inference_steps"] for row in compared}, reverse=True)
+    panes = [(count, measure, _differences(compared, count, measure)) for count in steps for measure in MEASURES]
+    columns = [pane for pane in panes if any(interval["mean"] for _, interval, _ in pane[2])]
+    if not columns:
+        return False
+    ways = sorted(dict.fromkeys(way for _, way in arms), key=lambda way: (way != "none", way != "warm"))
+    heights, edges = _heights(arms, ways)
+    middles = dict(zip(dict.fromkeys(coupling for coupling, _ in arms), np.add(edges[1:], edges[:-1]) / 2, strict=True))
+    figure = Figure(figsize=(2.5 + 1.9 * len(columns), 1.3 + 0.17 * edges[-1]), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+    marks: dict[str, Any] = {}
+    single = False
+    for axes, (count, measure, found) in zip(panels, columns, strict=True):
+        for (coupling, way), interval, seeds in found:
+            mean, low, high = (100 * interval[end] for end in ("mean", "low", "high"))
+            single = single or seeds == 1
+            mark = axes.errorbar(
+                mean,
+                heights[coupling, way],
+                xerr=np.nan_to_num([[mean - low], [high - mean]]),
+                fmt="os^"[ways.index(way) // 10 % 3],
+                color=f"C{ways.index(way)}",
+                markerfacecolor="white" if seeds == 1 else None,
+                markersize=4,
+                linewidth=1.2,
+                capsize=2,
+            )
+            if seeds > 1 or way not in marks:
+                marks[way] = mark
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        axes.set_title(f"{measure},\n{count} step{'s' * (count > 1)}", fontsize=9)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", which="both", alpha=0.3)
+        for edge in edges:
+            axes.axhline(edge, color="0.85", linewidth=0.8)
+    first = panels[0]
+    first.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
+    ends = [100 * interval[end] for *_, found in columns for _, interval, _ in found for end in ("mean", "low", "high")]
+    left, right = (1.2 * end(ends) + sign for end, sign in ((np.nanmin, -1), (np.nanmax, 1)))
+    first.set_xlim(left, right)
+    ticks = [tick for tick in TICKS if left <= tick <= right]
+    first.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+    first.xaxis.set_minor_locator(FixedLocator(MINOR_TICKS))
+    first.set_yticks(list(middles.values()), list(middles))
+    first.set_ylim(edges[-1], edges[0])
+    figure.supxlabel(f"difference to {baseline} from N(0, I), points", fontsize=9)
+    labels = [_label(way) for way in ways if way in marks]
+    title = "initial noise" + "\n(open: one training seed)" * single
+    handles = [marks[way] for way in ways if way in marks]
+    figure.legend(handles, labels, fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
+    save_figure(figure, path, dpi=140)
+    return True
+
+
+def _differences(content: Sequence[dict[str, Any]], steps: int, measure: str) -> list[tuple[Any, Any, int]]:
+    """(coupling, way of inference), interval of the difference, number of training seeds."""
+    return [
+        (tuple(row["arm"].split("|")), row[MEASURES[measure]], len(row["shared_seeds"]))
+        for row in content
+        if row["num_inference_steps"] == steps and row[MEASURES[measure]] is not None
+    ]
+
+
+def _heights(arms: Sequence[tuple[str, ...]], ways: Sequence[str]) -> tuple[dict[tuple[str, ...], float], list[float]]:
+    """Where the line of an arm stands, from above, and the edges between couplings."""
+    heights: dict[tuple[str, ...], float] = {}
+    edges = [-1.0]
+    for coupling in dict.fromkeys(coupling for coupling, _ in arms):
+        own = sorted((arm for arm in arms if arm[0] == coupling), key=lambda arm: ways.index(arm[1]))
+        heights |= {arm: edges[-1] + place for place, arm in enumerate(own, 1)}
+        edges.append(edges[-1] + len(own) + 1)
+    return heights, edges
+
+
+def _label(way: str) -> str:
+    if way == "warm":
+        return "warm as trained"
+    return "N(0, I)" + way.removeprefix("none") if way.startswith("none") else way
