@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from immiscible_policy.files import save_figure
 
-LINEAR = 10.0  # points up to which the axes are linear, so that differences of 5 and of 70 can be read in one panel
-TICKS, MINOR_TICKS = (-60, -10, 0, 10, 60), (-30, -5, 5, 30)
+# In points. Where differences exceed four times this, axes are logarithmic from here on, so that 5 and 70 can be read.
+LINEAR = 10.0
+TICKS, MINOR_TICKS = (-60, -10, 0, 10, 60), (-30, -20, -5, 5, 20, 30)
 MEASURES = {"max coverage": "difference", "success": "success_difference"}
 
 
@@ -76,13 +77,16 @@ def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, pa
         for edge in edges:
             axes.axhline(edge, color="0.85", linewidth=0.8)
     first = panels[0]
-    first.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
     ends = [100 * interval[end] for *_, found in columns for _, interval, _ in found for end in ("mean", "low", "high")]
     left, right = (1.2 * end(ends) + sign for end, sign in ((np.nanmin, -1), (np.nanmax, 1)))
     first.set_xlim(left, right)
-    ticks = [tick for tick in TICKS if left <= tick <= right]
-    first.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-    first.xaxis.set_minor_locator(FixedLocator(MINOR_TICKS))
+    if max(-left, right) > 4 * LINEAR:
+        first.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
+        first.xaxis.set_major_locator(FixedLocator(TICKS))
+        first.xaxis.set_minor_locator(FixedLocator(MINOR_TICKS))
+    else:
+        first.xaxis.set_major_locator(MaxNLocator(5))
+    first.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
     first.set_yticks(list(middles.values()), list(middles))
     first.set_ylim(edges[-1], edges[0])
     figure.supxlabel(f"difference to {baseline} from N(0, I), points", fontsize=9)
