@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -77,16 +78,7 @@ def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, pa
         for edge in edges:
             axes.axhline(edge, color="0.85", linewidth=0.8)
     first = panels[0]
-    ends = [100 * interval[end] for *_, found in columns for _, interval, _ in found for end in ("mean", "low", "high")]
-    left, right = (1.2 * end(ends) + sign for end, sign in ((np.nanmin, -1), (np.nanmax, 1)))
-    first.set_xlim(left, right)
-    if max(-left, right) > 4 * LINEAR:
-        first.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
-        first.xaxis.set_major_locator(FixedLocator(TICKS))
-        first.xaxis.set_minor_locator(FixedLocator(MINOR_TICKS))
-    else:
-        first.xaxis.set_major_locator(MaxNLocator(5))
-    first.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    _scale(first, [interval for *_, found in columns for _, interval, _ in found])
     first.set_yticks(list(middles.values()), list(middles))
     first.set_ylim(edges[-1], edges[0])
     figure.supxlabel(f"difference to {baseline} from N(0, I), points", fontsize=9)
@@ -96,6 +88,20 @@ def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, pa
     figure.legend(handles, labels, fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
     save_figure(figure, path, dpi=140)
     return True
+
+
+def _scale(axes: Axes, intervals: Sequence[dict[str, float]]) -> None:
+    """Limits and ticks of the axis of differences, so that all of them and 0 are seen."""
+    ends = [100 * interval[end] for interval in intervals for end in ("mean", "low", "high")]
+    left, right = 1.2 * min(0.0, np.nanmin(ends)) - 1, 1.2 * max(0.0, np.nanmax(ends)) + 1
+    axes.set_xlim(left, right)
+    if max(-left, right) > 4 * LINEAR:
+        axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
+        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        axes.xaxis.set_minor_locator(FixedLocator(MINOR_TICKS))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
 
 
 def _differences(content: Sequence[dict[str, Any]], steps: int, measure: str) -> list[tuple[Any, Any, int]]:

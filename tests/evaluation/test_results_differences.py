@@ -83,3 +83,13 @@ def test_there_is_nothing_to_draw_without_a_comparison(tmp_path: Path) -> None:
     assert not differences_to_baseline([BASELINE], "none", tmp_path / "differences.png")
     assert not differences_to_baseline(CONTENT[:2], "none", tmp_path / "differences.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("success", "scale"), [(0.2, "linear"), (0.7, "symlog")])
+def test_zero_and_all_intervals_are_in_view(figures: list[Figure], tmp_path: Path, success: float, scale: str) -> None:
+    better = [row("knn|none", 16, 0.05, success), row("knn|warm", 16, 0.08, success)]
+    assert differences_to_baseline([BASELINE, *better], "none", tmp_path / "differences.png")
+    axes = figures[0].axes[0]
+    assert axes.get_xscale() == scale
+    assert axes.get_xlim()[0] < 0
+    assert axes.get_xlim()[1] > 100 * success + 2
