@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from immiscible_policy.evaluation.results_figure import way_label
 from immiscible_policy.files import save_figure
 
 # In points. Where differences exceed four times this, axes are logarithmic from here on, so that 5 and 70 can be read.
@@ -46,17 +47,15 @@ def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, pa
     columns = [pane for pane in panes if any(interval["mean"] for _, interval, _ in pane[2])]
     if not columns:
         return False
+    couplings = list(dict.fromkeys(coupling for coupling, _ in arms))
     ways = sorted(dict.fromkeys(way for _, way in arms), key=lambda way: (way != "none", way != "warm"))
-    heights, edges = _heights(arms, ways)
-    middles = dict(zip(dict.fromkeys(coupling for coupling, _ in arms), np.add(edges[1:], edges[:-1]) / 2, strict=True))
+    heights, edges = _heights(arms, couplings, ways)
     figure = Figure(figsize=(2.5 + 1.9 * len(columns), 1.3 + 0.17 * edges[-1]), layout="constrained")
     panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     marks: dict[str, Any] = {}
-    single = False
     for axes, (count, measure, found) in zip(panels, columns, strict=True):
         for (coupling, way), interval, seeds in found:
             mean, low, high = (100 * interval[end] for end in ("mean", "low", "high"))
-            single = single or seeds == 1
             mark = axes.errorbar(
                 mean,
                 heights[coupling, way],
@@ -79,13 +78,13 @@ def differences_to_baseline(content: Sequence[dict[str, Any]], baseline: str, pa
             axes.axhline(edge, color="0.85", linewidth=0.8)
     first = panels[0]
     _scale(first, [interval for *_, found in columns for _, interval, _ in found])
-    first.set_yticks(list(middles.values()), list(middles))
+    first.set_yticks(np.add(edges[1:], edges[:-1]) / 2, couplings)
     first.set_ylim(edges[-1], edges[0])
     figure.supxlabel(f"difference to {baseline} from N(0, I), points", fontsize=9)
-    labels = [_label(way) for way in ways if way in marks]
+    named = {_label(way): marks[way] for way in ways if way in marks}
+    single = any(seeds == 1 for *_, found in columns for *_, seeds in found)
     title = "initial noise" + "\n(open: one training seed)" * single
-    handles = [marks[way] for way in ways if way in marks]
-    figure.legend(handles, labels, fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
+    figure.legend(named.values(), named.keys(), fontsize=7, loc="outside right upper", title=title, title_fontsize=8)
     save_figure(figure, path, dpi=140)
     return True
 
@@ -113,11 +112,13 @@ def _differences(content: Sequence[dict[str, Any]], steps: int, measure: str) ->
     ]
 
 
-def _heights(arms: Sequence[tuple[str, ...]], ways: Sequence[str]) -> tuple[dict[tuple[str, ...], float], list[float]]:
+def _heights(
+    arms: Sequence[tuple[str, ...]], couplings: Sequence[str], ways: Sequence[str]
+) -> tuple[dict[tuple[str, ...], float], list[float]]:
     """Where the line of an arm stands, from above, and the edges between couplings."""
     heights: dict[tuple[str, ...], float] = {}
     edges = [-1.0]
-    for coupling in dict.fromkeys(coupling for coupling, _ in arms):
+    for coupling in couplings:
         own = sorted((arm for arm in arms if arm[0] == coupling), key=lambda arm: ways.index(arm[1]))
         heights |= {arm: edges[-1] + place for place, arm in enumerate(own, 1)}
         edges.append(edges[-1] + len(own) + 1)
@@ -125,6 +126,6 @@ def _heights(arms: Sequence[tuple[str, ...]], ways: Sequence[str]) -> tuple[dict
 
 
 def _label(way: str) -> str:
-    if way == "warm":
-        return "warm as trained"
-    return "N(0, I)" + way.removeprefix("none") if way.startswith("none") else way
+    inference, _, choice = way.partition(" ")
+    label = way_label(inference, choice or None)
+    return f"{label} {choice}".rstrip() if inference == "none" else label

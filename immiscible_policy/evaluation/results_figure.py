@@ -78,7 +78,7 @@ def coverage_by_steps(results: Results, fixed: dict[str, Any], baseline: str, pa
             values = {**chosen, "coupling": name, "inference_coupling": inference, "selection": selection}
             if not results.where(**values).any():
                 continue
-            lines[_way_label(inference, selection)] = _steps_line(
+            lines[way_label(inference, selection)] = _steps_line(
                 axes, results, values, shift=index, color=f"C{index}", marker="o", markersize=3, linewidth=1.2
             )
             ticks.update(_steps_of_all_passes(values, results.levels("num_inference_steps", **values)))
@@ -137,7 +137,7 @@ def coverage_by_level(results: Results, factor: str, fixed: dict[str, Any], path
                 markerfacecolor=None if plain else "white",
                 markersize=4,
                 linewidth=1.2,
-                label=coupling if plain else f"{coupling}, {_way_label(inference, selection)}",
+                label=coupling if plain else f"{coupling}, {way_label(inference, selection)}",
             )
             place += 1
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
@@ -242,7 +242,7 @@ def _open_marks(axes: Any, results: Results, values: dict[str, Any], seeds: int,
 
 
 def _steps_of_all_passes(values: dict[str, Any], steps: Sequence[int]) -> list[int]:
-    passes = 2 if values.get("inference_coupling") == "two_pass" else 1
+    passes = 2 if values["inference_coupling"] == "two_pass" else 1
     return [passes * count for count in steps]
 
 
@@ -250,7 +250,8 @@ def _beside(steps: Sequence[int], shift: int) -> list[float]:
     return [count * (1 + 0.03 * shift) for count in steps]
 
 
-def _way_label(inference: str, selection: str | None) -> str:
+def way_label(inference: str, selection: str | None) -> str:
+    """What figures call a way of choosing the initial noise."""
     return "N(0, I)" if inference == "none" else f"{inference} {selection or 'as trained'}"
 
 

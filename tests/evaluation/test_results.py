@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from kept_figures import kept_figures
 from made_up_cells import episode
-from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_cells import percent_cell
@@ -34,15 +34,6 @@ STATES = range(100, 140)
 def settings(inference: str, steps: int = 4) -> dict[str, Any]:
     shared = {"sampler": "ddim", "selection": None, "first_chunk": "two_pass", "known_only": False, "noise_seed": 0}
     return {"num_inference_steps": steps, "inference_coupling": inference, **shared}
-
-
-def kept_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn from here on, instead of their files."""
-    drawn: list[Figure] = []
-    monkeypatch.setattr(
-        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
-    )
-    return drawn
 
 
 def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
@@ -179,7 +170,7 @@ def test_two_passes_stand_beside_one_of_as_many_network_calls(tmp_path: Path, mo
         assert [row["arm"].split("|")[-1] for row in of] == names
         gains = [row["difference"]["mean"] for row in of]
         assert gains == pytest.approx([0.15, 0.4, 0.3], abs=0.01)
-    drawn = kept_figures(monkeypatch)
+    drawn = kept_figures(monkeypatch, "results_figure")
     assert coverage_by_steps(results, FIXED, "none", tmp_path / "steps.png")
     axes = drawn[0].axes[0]
     assert axes.get_xticks().tolist() == [4, 8]  # 2 x 2 and 2 x 4
@@ -318,7 +309,7 @@ def test_figures_show_the_default_variant(tmp_path: Path) -> None:
 
 
 def test_marks_are_open_where_fewer_training_seeds_were_evaluated(tmp_path: Path, monkeypatch) -> None:
-    drawn = kept_figures(monkeypatch)
+    drawn = kept_figures(monkeypatch, "results_figure")
     cells = [(tmp_path / f"cell-{seed}", {**FIXED, "coupling": "none"}, seed) for seed in (0, 1)]
     for folder, _, seed in cells:
         write_cell(folder, seed, 0.0, 0.0)
@@ -366,10 +357,7 @@ def test_curves_rules_and_modes(path: Path) -> None:
 
 
 def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
-    drawn = []
-    monkeypatch.setattr(
-        "immiscible_policy.evaluation.results_figure.save_figure", lambda figure, *_, **__: drawn.append(figure)
-    )
+    drawn = kept_figures(monkeypatch, "results_figure")
     results = load_results(path)
     for run in results.runs:  # the worse arm shifts the noise, and spreads more the worse it is
         run["prior_gap"]["shift"] = 0.5 if run["levels"]["coupling"] == "knn" else 0.0

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kept_figures import kept_figures
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
@@ -41,11 +42,7 @@ CONTENT = [
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(
-        "immiscible_policy.evaluation.results_differences.save_figure", lambda figure, *_, **__: drawn.append(figure)
-    )
-    return drawn
+    return kept_figures(monkeypatch, "results_differences")
 
 
 def test_differences_stand_in_their_panels(figures: list[Figure], tmp_path: Path) -> None:
