@@ -46,10 +46,11 @@ class ReplayWriter:
     def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path).expanduser()
         self._attributes = _checked_attributes(attributes)
-        _recover(self.path)
+        _undo_replacing(self.path)
         if self.path.exists():
             self._attributes = _own_attributes(self.path)
             _Store(self.path).remove_unfinished()
+            _remove_replaced(self.path)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class ReplayWriter:
             store.append(_checked_episode(episode, store.step_shapes))
             return
         checked = _checked_episode(episode, None)
-        staging = _new_folder(self.path, ".tmp")
+        staging = _new_folder(self.path, "tmp")
         _create(staging, checked, self._attributes).append(checked)
         os.rename(staging, self.path)
 
@@ -103,7 +104,7 @@ class ReplayWriter:
             _Store(self.path).drop_last()
             return
         # A store without episodes would not load; renamed first, because removal is not atomic.
-        dropped = _free_path(self.path, ".tmp")
+        dropped = _free_path(self.path, "tmp")
         os.rename(self.path, dropped)
         shutil.rmtree(dropped)
 
@@ -120,18 +121,20 @@ def write_replay(
         path: folder of the store.
         episodes: at least one, each as for `ReplayWriter.append`; taken one at a time.
         attributes: JSON values about the store.
-        overwrite: replace what is at `path`.
+        overwrite: replace the folder at `path`.
 
     Raises:
-        FileExistsError: something is at `path` and `overwrite` is not set.
+        FileExistsError: a folder is at `path` and `overwrite` is not set, or a file is.
         ValueError: no episodes, or as for `ReplayWriter.append`, with the episode's number.
     """
     path = Path(path).expanduser()
     checked_attributes = _checked_attributes(attributes)
-    _recover(path)
+    _undo_replacing(path)
+    if path.is_file():
+        raise FileExistsError(f"{path} is a file; allowed: a folder, or a path where nothing is yet")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; nothing was changed (overwrite=True replaces it)")
-    staging = _new_folder(path, ".tmp")
+    staging = _new_folder(path, "tmp")
     try:
         store: _Store | None = None
         for index, episode in enumerate(episodes):
@@ -144,11 +147,12 @@ def write_replay(
         if store is None:
             raise ValueError("episodes is empty; allowed: at least one episode")
         if path.exists():
-            os.rename(path, _free_path(path, ".old"))
+            os.rename(path, _free_path(path, "old"))
         os.rename(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        _recover(path)
+        _undo_replacing(path)
+        _remove_replaced(path)
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
@@ -284,9 +288,14 @@ def _own_attributes(path: Path) -> dict[str, Any]:
     return found
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    """A name beside `path` for this writer alone: hidden, as `<store>.old` may be somebody's backup."""
+    return path.with_name(f".{path.name}.{suffix}")
+
+
 def _free_path(path: Path, suffix: str) -> Path:
     """A name beside `path`, freed of what a killed process left there."""
-    free = path.with_name(path.name + suffix)
+    free = _beside(path, suffix)
     if free.exists():
         shutil.rmtree(free)
     return free
@@ -298,10 +307,14 @@ def _new_folder(path: Path, suffix: str) -> Path:
     return folder
 
 
-def _recover(path: Path) -> None:
-    """End the replacing of a store by `write_replay` that was killed: before the new one was there, undo it."""
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.exists():
+def _undo_replacing(path: Path) -> None:
+    """Bring the old store back where `write_replay` was killed before the new one was there."""
+    old = _beside(path, "old")
+    if old.exists() and not path.exists():
         os.rename(old, path)
+
+
+def _remove_replaced(path: Path) -> None:
+    """Remove the old store where `write_replay` was killed when the new one was there already."""
+    if path.exists():
+        shutil.rmtree(_beside(path, "old"), ignore_errors=True)

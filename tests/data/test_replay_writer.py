@@ -295,6 +295,30 @@ def test_whole_store_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["r.zarr"]
 
 
+def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "r.zip").write_text("a")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="r.zip is a file; allowed: a folder"):
+            write_replay(tmp_path / "r.zip", [make_episode(2)], overwrite=overwrite)
+    assert snapshot(tmp_path) == {tmp_path / "r.zip": b"a"}
+
+
+@pytest.mark.parametrize("suffix", [".old", ".tmp"])
+def test_folders_of_others_beside_the_store_are_left_alone(tmp_path: Path, suffix: str) -> None:
+    path, backup = tmp_path / "r.zarr", tmp_path / f"r.zarr{suffix}"
+    write_replay(backup, [make_episode(2)])
+    before = snapshot(backup)
+    ReplayWriter(path).append(make_episode(3))
+    ReplayWriter(path).append(make_episode(4))
+    write_replay(path, [make_episode(3)], overwrite=True)
+    with pytest.raises(FileExistsError):
+        write_replay(path, [])
+    ReplayWriter(path).drop_last()
+    assert snapshot(backup) == before
+    assert ReplayWriter(path).n_episodes == 0  # the store was set aside by name: not brought back
+    assert [child.name for child in tmp_path.iterdir()] == [backup.name]
+
+
 # --- kills ---
 
 
@@ -407,7 +431,7 @@ def test_killed_at_any_change(tmp_path: Path, name: str) -> None:
         write_replay(original, before)
 
     def setup() -> None:
-        for folder in tmp_path.glob("r.zarr*"):
+        for folder in tmp_path.glob("*r.zarr*"):
             shutil.rmtree(folder)
         if before:
             shutil.copytree(original, path)
@@ -454,7 +478,7 @@ def test_killed_while_overwriting_keeps_one_of_the_two(tmp_path: Path) -> None:
     path = tmp_path / "r.zarr"
 
     def setup() -> None:
-        for folder in tmp_path.glob("r.zarr*"):
+        for folder in tmp_path.glob("*r.zarr*"):
             shutil.rmtree(folder)
         write_replay(path, [A])
 
