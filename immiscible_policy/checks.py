@@ -1,11 +1,12 @@
 """Checks of settings that several modules make."""
 
+from numbers import Integral
 from typing import Any
 
 
 def is_integer(value: Any, least: int | None = None) -> bool:
-    """Whether a value is an integer (True and False are not), and at least ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+    """Whether a value is an integer (NumPy's as well; True and False are not), and at least ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and (least is None or value >= least)
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from immiscible_policy.coupling._knn_rows import Rows
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""``metric(data (b, ...), noise (b, ...)) -> (b,) cost`` for each row on its own, lower is nearer."""
+"""``metric(data (b, ...), noise (b, ...)) -> (b,) cost`` for each row on its own, lower is nearer, NaN farthest."""
 
 
 def nearest(
@@ -102,7 +102,7 @@ def _custom(metric: Metric, x: Tensor, counts: Tensor | None, sample: tuple[int,
         if not isinstance(result, Tensor) or tuple(result.shape) != (x.shape[0],):
             found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"metric must return one cost per row, a tensor of shape ({x.shape[0]},); got {found}")
-        return result.to(x.dtype)
+        return result.to(x.dtype).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
     return cost
 

@@ -29,7 +29,7 @@ def require_number(name: str, value: Any, allowed: str, is_allowed: Callable[[An
 
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Raise ValueError unless ``value`` is an integer >= ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,14 +32,14 @@ class Context:
     time: Tensor | None = None
     indices: Tensor | None = None
 
-    def rows(self, chosen: Tensor, batch: int) -> Context:
-        """The context of some samples of a batch of ``batch``; ``chosen`` is a (B,) bool mask or (b,) indices."""
+    def rows(self, chosen: Tensor, data: Tensor) -> Context:
+        """The context of some samples of a batch of data (B, ...); ``chosen`` is a (B,) bool mask or (b,) indices."""
 
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[chosen.to(tensor.device)]
 
         mask = self.mask
-        if mask is not None and mask.ndim > 0 and mask.shape[0] == batch and batch > 1:
+        if mask is not None and mask.ndim == data.ndim and mask.shape[0] > 1:  # else it is shared by the samples
             mask = pick(mask)
         return Context(pick(self.condition), mask, self.generator, pick(self.time), pick(self.indices))
 
@@ -113,6 +114,8 @@ class Coupling(ABC):
         """Noise of ``shape`` from the source, with the dtype and device of ``like``."""
         if self.source is None:
             return torch.randn(shape, generator=context.generator, dtype=like.dtype, device=like.device)
+        if not callable(self.source):
+            raise TypeError(f"source must be a function (shape, generator) -> tensor or None, got {self.source!r}")
         drawn = self.source(tuple(shape), context.generator)
         if not isinstance(drawn, Tensor) or tuple(drawn.shape) != tuple(shape):
             found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
@@ -206,6 +209,7 @@ class Coupling(ABC):
         shown = []
         for position, field in enumerate(f for f in dataclasses.fields(self) if f.repr):
             value = getattr(self, field.name)
+            value = value.item() if isinstance(value, np.generic) else value  # NumPy's text is no setting
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if value != default or (position == 0 and value is not None):
                 name = getattr(value, "__name__", None) if callable(value) and not isinstance(value, Coupling) else None

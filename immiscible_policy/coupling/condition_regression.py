@@ -42,8 +42,11 @@ def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed
         seed: of these.
 
     Raises:
-        ValueError: data or condition are not finite.
+        ValueError: data or condition are not finite, there are none, or not as many of one as of the other.
     """
+    if not len(data) or (condition is not None and len(condition) != len(data)):
+        found = "no condition" if condition is None else f"{len(condition)} conditions"
+        raise ValueError(f"a fit needs data and a condition for each, got {len(data)} data and {found}")
     x = flat_rows(data.detach(), torch.float64)
     require_finite("data", x)
     mean = x.mean(0)
@@ -62,7 +65,8 @@ def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) 
     """The data (B, D) that the condition predicts, float32. Labels that were not fitted predict the mean.
 
     Raises:
-        ValueError: the condition is not of the kind that was fitted.
+        ValueError: the condition is not of the kind that was fitted, or (on the CPU, where asking costs no wait) not
+            finite.
     """
     if "labels" in fitted:
         if condition is None or not is_labels(condition):
@@ -78,6 +82,8 @@ def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) 
                 f"{_kind(condition)}"
             )
         rows = flat_rows(condition.detach(), torch.float32)
+        if not rows.is_cuda:
+            require_finite("condition", rows)
         return fitted["mean"] + (_features(rows, fitted) - fitted["feature_means"]) @ fitted["weights"]
     return fitted["mean"].expand(batch, -1)
 

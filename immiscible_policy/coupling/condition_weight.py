@@ -104,7 +104,8 @@ class TargetRate(ConditionWeight):
         iterations: most steps of the bisection, >= 1.
 
     Where even weight 0 gives fewer pairs, the weight is 0; where too many conditions are equal for
-    ``rate``, it is 1e8. Neither enters the memory, since no search recovers from a start at 0.
+    ``rate``, it is 1e8. Neither enters the memory, which stays above 1e-8 of ``initial``: no search recovers from
+    a start at 0.
     """
 
     rate: float = 0.2
@@ -141,7 +142,7 @@ class TargetRate(ConditionWeight):
             if abs(reached - self.rate) <= self.tolerance:
                 break
             low, high = (found, high) if reached > self.rate else (low, found)
-        self._state["weight"] = found
+        self._state["weight"] = max(found, 1e-8 * self.initial)
         return found
 
     def _check_state(self, state: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ class KNN(Coupling):
         metric: "l2" keeps the draw nearest in Euclidean distance, the published rule. "inner" keeps the
             draw with the largest <x, n>, "cosine" with the largest <x, n>/|n|, "l1" with the least sum
             of absolute differences. Or a function ``(data (b, ...), noise (b, ...)) -> (b,)`` cost of
-            each row on its own, lower is nearer, called with blocks of rows in the dtype of the
+            each row on its own, lower is nearer and NaN farthest, called with blocks of rows in the dtype of the
             computation; entries that do not count are zero in both.
         candidates: "exact" draws scalars for all candidates but the first, "explicit" really draws the
             candidates one after the other. Same law. "auto": exact where the law allows it ("l2",

@@ -58,7 +58,7 @@ class Mixture(Wrapper):
         batch = data.shape[0]
         chosen = torch.rand(batch, generator=context.generator, device=data.device) < probability
         given = None if noise is None else noise[chosen]
-        coupled = self._by(self.coupling, data[chosen], given, context.rows(chosen, batch))
+        coupled = self._by(self.coupling, data[chosen], given, context.rows(chosen, data))
         if noise is not None:
             result = noise.clone()
         else:

@@ -35,15 +35,26 @@ def prefetch(batches: Iterable[Batch], couple: Callable[[Batch], Tensor]) -> Ite
     with ThreadPoolExecutor(1, thread_name_prefix="coupling", initializer=_use_device, initargs=(_device(),)) as worker:
         waiting: tuple[Batch, Future[Tensor]] | None = None
         try:
-            for batch in batches:
-                coming = batch, worker.submit(couple, batch)
+            for batch, error in _with_error(batches):
+                coming = None if error else (batch, worker.submit(couple, batch))
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
+                if error:
+                    raise error
                 waiting = coming
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
         finally:
             worker.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_error(batches: Iterable[Batch]) -> Iterator[tuple[Batch, None] | tuple[None, Exception]]:
+    """The batches, and at the end the error that ended them: the batch before it is still to be trained on."""
+    try:
+        for batch in batches:
+            yield batch, None
+    except Exception as error:
+        yield None, error
 
 
 def _device() -> int | None:

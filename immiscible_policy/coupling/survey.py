@@ -223,7 +223,7 @@ def _couple_batches(
     """Statistics of each batch, and all noises (n_batches * batch_size, D)."""
     values: dict[str, list[float]] = {}
     size = facts.batches.shape[1]
-    pool = torch.empty(facts.batches.numel(), facts.data[0].numel(), dtype=facts.data.dtype)
+    pool = torch.empty(facts.batches.numel(), facts.data[0].numel(), dtype=facts.data.dtype, device=facts.data.device)
     drawn = coupled_batches(coupling, facts.data, facts.condition, facts.batches, seed, track, name)
     for number, rows, noise in drawn:
         pool[number * size : (number + 1) * size] = noise

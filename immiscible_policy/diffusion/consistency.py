@@ -20,8 +20,9 @@ from immiscible_policy.diffusion.objective import (
     Network,
     Objective,
     check_choice,
+    check_finite,
     check_positive,
-    check_steps,
+    check_same_shape,
     initial_noise,
     per_sample,
 )
@@ -104,6 +105,7 @@ class Consistency(Objective):
             check_choice("distance", self.distance, DISTANCES)
         names = ("lognormal_std", "huber_c", "sigma_min", "sigma_max", "rho", "sigma_data", "data_scale")
         check_positive(**{name: getattr(self, name) for name in names})
+        check_finite(lognormal_mean=self.lognormal_mean)
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
         if not 2 <= self.s0 <= self.s1:
@@ -231,6 +233,7 @@ class Consistency(Objective):
 
         With a mask the distance is over the entries that count, and every sample weighs the same.
         """
+        check_same_shape(data, noise)
         data = data * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
@@ -277,7 +280,7 @@ class Consistency(Objective):
         diffusers' CMStochasticIterativeScheduler with ``num_train_timesteps=steps + 1``. See ``Objective.sample``.
         """
         steps = 1 if steps is None else steps
-        check_steps(steps)
+        self.check_steps(steps)
         start = initial_noise(shape, generator, device, noise)
         levels = self.levels(steps + 1).flip(0).tolist()[:-1]
         estimate = torch.zeros_like(start)

@@ -10,11 +10,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
+from immiscible_policy.checks import check_integer
 from immiscible_policy.diffusion.objective import (
     Hold,
     Network,
     Objective,
     check_choice,
+    check_positive,
+    check_same_shape,
     initial_noise,
     masked_mean,
     per_sample,
@@ -77,15 +80,23 @@ class DDPM(Objective):
                 f"sampler='pndm' needs clip_sample=False and prediction_type epsilon or v_prediction, got "
                 f"clip_sample={self.clip_sample} and prediction_type={self.prediction_type!r}"
             )
-        if self.num_train_timesteps < 1 or not self.data_scale > 0:
+        check_integer("num_train_timesteps", self.num_train_timesteps, 1)
+        check_positive(data_scale=self.data_scale)
+        if self.beta_schedule != "squaredcos_cap_v2" and not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps} and data_scale={self.data_scale} must be positive"
+                f"beta_start={self.beta_start}, beta_end={self.beta_end}: needs 0 < beta_start <= beta_end < 1"
             )
 
     @property
     def max_steps(self) -> int:
         """T: a sampler visits each step at most once. With a ``steps_offset`` there is one less to visit."""
         return self.num_train_timesteps - (self.steps_offset if self.timestep_spacing == "leading" else 0)
+
+    def check_steps(self, steps: int, name: str = "steps") -> None:
+        """See ``Objective.check_steps``."""
+        super().check_steps(steps, name)
+        if steps == 1 and self.timestep_spacing == "linspace":
+            raise ValueError(f"{name}=1: timestep_spacing='linspace' would visit step 0 alone; choose trailing")
 
     @cached_property
     def scheduler(self) -> Any:
@@ -134,10 +145,13 @@ class DDPM(Objective):
         time: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the network's prediction (Ho et al., eq. 14); see ``Objective.loss``."""
-        data = data * self.data_scale
+        check_same_shape(data, noise)
+        given = data.dtype
+        precise = torch.promote_types(given, torch.float32)  # abar in bfloat16 is 1 where little noise is left
+        data, noise = data.to(precise) * self.data_scale, noise.to(precise)
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
-        prediction = network(self.scheduler.add_noise(data, noise, time), time, condition)
+        prediction = network(self.scheduler.add_noise(data, noise, time).to(given), time, condition)
         if self.prediction_type == "epsilon":
             target = noise
         elif self.prediction_type == "sample":
@@ -187,19 +201,15 @@ class DDPM(Objective):
     ) -> Tensor:
         """Data of ``shape`` in ``steps`` network calls (default all; pndm: one more); see ``Objective.sample``."""
         steps = self.max_steps if steps is None else steps
-        if not 1 <= steps <= self.max_steps:
-            raise ValueError(
-                f"steps={steps}: sampling takes 1 to {self.max_steps} steps with "
-                f"num_train_timesteps={self.num_train_timesteps}"
-            )
-        if steps == 1 and self.timestep_spacing == "linspace":
-            raise ValueError("steps=1: timestep_spacing='linspace' would visit step 0 alone; choose trailing")
+        self.check_steps(steps)
         scheduler = self.sampling_scheduler()
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps)
+        # diffusers rounds trailing steps from floats, which for some counts (29 of 100) gives one too many, -1.
+        scheduler.timesteps = scheduler.timesteps[: steps + (self.sampler == "pndm")]
         sample = initial_noise(shape, generator, device, noise)
         options = {} if self.sampler == "pndm" else {"generator": generator}
-        visited = scheduler.timesteps.tolist()
-        for t, (here, following) in zip(scheduler.timesteps, pairwise([*visited, -1]), strict=True):
+        times, visited = scheduler.timesteps.to(device), scheduler.timesteps.tolist()
+        for t, (here, following) in zip(times, pairwise([*visited, -1]), strict=True):
             if self.sampler == "ddim":
                 # The scheduler's stride is T // S; of this many steps, a fraction, it is the one to the next call's.
                 scheduler.num_inference_steps = Fraction(self.num_train_timesteps, here - following)
@@ -207,6 +217,6 @@ class DDPM(Objective):
                 known = self.scheduler.add_noise(hold.data * self.data_scale, hold.noise, t.expand(1))
                 sample = hold.put(sample, known)
             prediction = network(sample, t.expand(shape[0]), condition)
-            sample = scheduler.step(prediction.float(), t, sample, **options).prev_sample
+            sample = scheduler.step(prediction.float(), here, sample, **options).prev_sample
         sample = sample / self.data_scale
         return sample if hold is None else hold.put(sample, hold.data)

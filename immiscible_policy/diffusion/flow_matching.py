@@ -21,8 +21,9 @@ from immiscible_policy.diffusion.objective import (
     Network,
     Objective,
     check_choice,
+    check_finite,
     check_positive,
-    check_steps,
+    check_same_shape,
     initial_noise,
     masked_mean,
     per_sample,
@@ -60,6 +61,7 @@ class FlowMatching(Objective):
     def __post_init__(self) -> None:
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         check_choice("sampler", self.sampler, SAMPLERS)
+        check_finite(logit_mean=self.logit_mean)
         check_positive(logit_std=self.logit_std, rtol=self.rtol, atol=self.atol, data_scale=self.data_scale)
 
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -84,6 +86,7 @@ class FlowMatching(Objective):
         time: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the velocity (Lipman et al., eq. 14 in the direction above); see ``Objective.loss``."""
+        check_same_shape(data, noise)
         data = data * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
@@ -155,7 +158,7 @@ class FlowMatching(Objective):
             time = torch.full((sample.shape[0],), NETWORK_TIME_SCALE * s, device=sample.device)
             return network(sample, time, condition).float()
 
-        check_steps(steps)
+        self.check_steps(steps)
         if self.sampler == "adaptive":
             if hold is not None:
                 raise ValueError("hold: sampler='adaptive' cannot keep known parts; choose euler, midpoint or heun")

@@ -1,5 +1,6 @@
 """The interface that every objective shares: data and noise in, a loss out; noise in, samples out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -60,8 +61,7 @@ class Objective(ABC):
 
     def check_num_inference_steps(self, value: int) -> None:
         """Raise a ValueError for a number of network calls that ``sample`` would refuse, before anything is trained."""
-        if not is_integer(value, 1) or value > (self.max_steps or value):
-            raise ValueError(f"num_inference_steps={value!r}: choose 1 to {self.max_steps or 'any number'}")
+        self.check_steps(value, "num_inference_steps")
 
     def with_sampler(self, sampler: str) -> Self:
         """The same objective, sampled otherwise.
@@ -70,6 +70,11 @@ class Objective(ABC):
             ValueError: it has no such sampler.
         """
         return replace(cast("Any", self), sampler=sampler)
+
+    def check_steps(self, steps: int, name: str = "steps") -> None:
+        """Raise a ValueError, which calls them ``name``, for a number of steps that ``sample`` does not take."""
+        if not is_integer(steps, 1) or steps > (self.max_steps or steps):
+            raise ValueError(f"{name}={steps!r}: choose 1 to {self.max_steps or 'any number'}")
 
     @abstractmethod
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -94,10 +99,13 @@ class Objective(ABC):
 
         Args:
             network: ``network(noisy, time, condition) -> prediction`` of data's shape.
-            data, noise: (B, ...). The same noise makes the noisy input and the target, so a coupling cannot be lost
-                between them.
+            data, noise: (B, ...), both. The same noise makes the noisy input and the target, so a coupling cannot be
+                lost between them.
             mask: broadcastable to data, True where an entry counts; None counts all.
             time: times from ``draw_time``, where the coupling had to know them; drawn here if None.
+
+        Raises:
+            ValueError: data and noise have different shapes.
         """
 
     @abstractmethod
@@ -112,15 +120,16 @@ class Objective(ABC):
         noise: Tensor | None = None,
         hold: Hold | None = None,
     ) -> Tensor:
-        """Data of ``shape`` in ``steps`` network calls, from standard normal noise or from ``noise``.
+        """Data of ``shape`` in ``steps`` network calls (some samplers say otherwise), from N(0, I) or from ``noise``.
 
         Args:
             steps: None takes the objective's own default.
             generator: for the initial noise and for a sampler's own draws.
+            noise: of ``shape``.
             hold: entries of the sample that are known.
 
         Raises:
-            ValueError: ``steps`` is below 1 or above ``max_steps``.
+            ValueError: ``steps`` is no integer, below 1 or above ``max_steps``, or ``noise`` is of another shape.
         """
 
     @abstractmethod
@@ -205,16 +214,29 @@ def check_positive(**settings: float) -> None:
             raise ValueError(f"{name}={value}: must be positive")
 
 
-def check_steps(steps: int) -> None:
-    """Raise a ValueError where a sampler without an upper limit is asked for less than one step."""
-    if steps < 1:
-        raise ValueError(f"steps={steps}: sampling takes at least 1 step")
+def check_finite(**settings: float) -> None:
+    """Raise a ValueError for the first setting that is not a finite number."""
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}: must be a finite number")
+
+
+def check_same_shape(data: Tensor, noise: Tensor) -> None:
+    """Raise a ValueError unless there is a noise for each entry of the data: one for all would be no noise at all."""
+    if noise.shape != data.shape:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; it must have that of data, {tuple(data.shape)}")
 
 
 def initial_noise(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str, noise: Tensor | None
 ) -> Tensor:
-    """The given noise, or a standard normal draw (which a CPU generator makes on the CPU, whatever the device)."""
+    """The given noise, or a standard normal draw (which a CPU generator makes on the CPU, whatever the device).
+
+    Raises:
+        ValueError: the noise given is of another shape.
+    """
+    if noise is not None and tuple(noise.shape) != tuple(shape):
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; this sample takes {tuple(shape)}")
     return randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
 
 

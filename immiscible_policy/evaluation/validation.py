@@ -1,11 +1,34 @@
 """Validation loss on independent and on coupled noise."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from immiscible_policy.coupling import Coupling, Independent
+from immiscible_policy.coupling.base import Context
+from immiscible_policy.coupling.wrapper import Wrapper
 from immiscible_policy.training import Dataset
+
+
+@dataclass(frozen=True, repr=False)
+class _OfCommonNoise(Wrapper):
+    """The coupling of noise that is drawn before it is asked, and after the times, whether or not it looks at them.
+
+    What it draws itself comes from ``choices``, so that the stream of times and noises is the same for all couplings.
+    """
+
+    coupling: Coupling
+    choices: torch.Generator
+
+    @property
+    def uses_time(self) -> bool:
+        return True
+
+    def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
+        common = self._drawn(data, noise, context)
+        return self._by(self.coupling, data, common, replace(context, generator=self.choices))
 
 
 @torch.no_grad()
@@ -33,7 +56,8 @@ def validation_losses(
         arms["validation/loss_coupled"] = coupling.for_validation()
     losses = {}
     for name, arm in arms.items():
-        generator = torch.Generator(device).manual_seed(seed)
+        generator, choices = (torch.Generator(device).manual_seed(s) for s in (seed, seed + 1))
+        arm = _OfCommonNoise(arm, choices)
         total = 0.0
         for chunk in indices.split(batch_size):
             batch = {key: value.to(device) for key, value in dataset.batch(chunk).items()}

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from immiscible_policy.checks import check_integer
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import build_objective, couple
 from immiscible_policy.policy.encoders import build_encoder
@@ -93,6 +94,12 @@ class DiffusionPolicy(
         n_companions: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("observation_dim", observation_dim),
+            ("action_dim", action_dim),
+            ("n_obs_steps", n_obs_steps),
+        ):
+            check_integer(name, value, 1)
         if not 1 <= n_action_steps <= horizon - n_obs_steps + 1:
             raise ValueError(
                 f"n_action_steps={n_action_steps} must be between 1 and horizon - n_obs_steps + 1 = "
@@ -233,6 +240,10 @@ class DiffusionPolicy(
 
         Returns:
             (B, n_action_steps, action_dim) actions in their own units.
+
+        Raises:
+            ValueError: the observation or the noise has another shape, the objective does not sample in so many steps,
+                or the policy was never fitted to data.
         """
         condition = self.encode(observation, training=False)
         return self.executed(self.plan(condition, generator, num_inference_steps, noise))
@@ -253,7 +264,7 @@ class DiffusionPolicy(
             self.network,
             (condition.shape[0], self.horizon, self.action_dim),
             condition=condition,
-            steps=num_inference_steps or self.num_inference_steps,
+            steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             generator=generator,
             device=self.device,
             noise=noise,

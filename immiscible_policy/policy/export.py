@@ -4,6 +4,7 @@ What is exported is the whole function ``DiffusionPolicy.predict_action``: norma
 fixed number of steps, clipping, the way back to the actions' units, and the choice of the actions to execute.
 """
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def export_policy(
     ``policy.json``, ``example.npz`` and ``run_policy.py``. It appears complete or not at all.
 
     Args:
-        policy: on the device that it is to run on.
+        policy: on the device that it is to run on. One in training mode is exported as it acts in evaluation mode.
         num_inference_steps: network calls a prediction takes; default the policy's.
         format: torch | onnx (on the CPU; needs the packages onnx, onnxscript and onnxruntime).
         batch: the one batch size that the export takes, or ``dynamic`` for any.
@@ -91,6 +92,8 @@ def export_policy(
     folder, steps = Path(folder), policy.num_inference_steps if num_inference_steps is None else num_inference_steps
     _check_arguments(policy, folder, steps, format, batch)
     InferenceCoupling(noise_scale=noise_scale)  # which refuses what is not allowed
+    if any(module.training for module in policy.modules()):
+        policy = copy.deepcopy(policy).eval()
     staging = staging_folder(folder)
     try:
         if format == "onnx":
@@ -165,7 +168,7 @@ def _check_arguments(policy: DiffusionPolicy, folder: Path, steps: int, format: 
     kinds = {parameter.dtype for parameter in policy.parameters()} - {torch.float32}
     if kinds:
         raise ValueError(f"the policy's weights are {', '.join(map(str, kinds))}; fp32 is what is exported")
-    if not bool(torch.isfinite(policy.action_normalizer.low).all()):
+    if not policy.action_normalizer.is_fitted:
         raise ValueError("the policy has no action ranges: it was never fitted to data")
     if folder.exists() and not (folder.is_dir() and ((folder / "policy.json").is_file() or not any(folder.iterdir()))):
         raise ValueError(f"folder {folder}: exists and is no exported policy; nothing was changed")

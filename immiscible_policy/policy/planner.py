@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,14 +49,15 @@ class Planner:
         chosen = [int(np.random.SeedSequence([noise_seed, seed, 1]).generate_state(1)[0]) for seed in seeds]
         self._select = selection_for(policy, inference_coupling, chosen)
         self._generator = torch.Generator(policy.device).manual_seed(noise_seed)
-        self._plans = torch.zeros(len(seeds), policy.horizon, policy.action_dim)
+        self._plans = torch.full((len(seeds), policy.horizon, policy.action_dim), torch.nan)
         self._has_plan = np.zeros(len(seeds), bool)
         self.network_calls = np.zeros(len(seeds), np.int64)
-        """Samples drawn for each episode times their network calls."""
+        """Network calls that each episode has taken; those of a batch count for all in it."""
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the previous plans of these episodes, or of all; their noise goes on."""
-        self._has_plan[slice(None) if rows is None else list(rows)] = False
+        forgotten = slice(None) if rows is None else list(rows)
+        self._has_plan[forgotten], self._plans[forgotten] = False, torch.nan
 
     @torch.no_grad()
     def act(self, observation: Observation, rows: Sequence[int] | None = None) -> Tensor:
@@ -76,7 +78,7 @@ class Planner:
         return self.policy.executed(plan)
 
     def last_plan(self, rows: Sequence[int] | None = None) -> Tensor:
-        """The whole last plans (n, horizon, action_dim), in the actions' own units, on the CPU."""
+        """The whole last plans (n, horizon, action_dim), in the actions' own units, on the CPU; NaN without one."""
         plans = self._plans if rows is None else self._plans[list(rows)]
         return self.policy.action_normalizer.denormalize(plans.to(self.policy.device)).cpu()
 
@@ -111,10 +113,22 @@ class Planner:
         return torch.cat([plans[:, done:], plans[:, -1:].expand(-1, done, -1)], dim=1)
 
     def _sample(self, condition: Tensor, noise: Tensor, episodes: list[int]) -> Tensor:
-        steps = self.num_inference_steps or self.policy.num_inference_steps
-        self.network_calls[episodes] += steps
         noise = noise.to(self.policy.device) * self.settings.noise_scale
-        return self.policy.plan(condition, self._generator, steps, noise)
+        with self._counted(episodes):
+            return self.policy.plan(condition, self._generator, self.num_inference_steps, noise)
+
+    @contextmanager
+    def _counted(self, episodes: list[int]) -> Iterator[None]:
+        """Count the network's calls: samplers differ in how many they make of so many steps."""
+
+        def count(*_: object) -> None:
+            self.network_calls[episodes] += 1
+
+        handle = self.policy.network.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _independent(self, episodes: list[int]) -> Tensor:
         shape = (self.policy.horizon, self.policy.action_dim)

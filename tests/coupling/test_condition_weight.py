@@ -314,3 +314,12 @@ def test_weights_are_frozen_values():
     assert repr(TargetRate(rate=0.1)).startswith("TargetRate(rate=0.1")
     with pytest.raises(FrozenInstanceError):
         TargetRate().rate = 0.5
+
+
+def test_batches_of_ties_alone_never_end_the_search_for_the_weight():
+    """Each halves the weight some thirty times; at 0 doubling would never find it again."""
+    coupling = LinearAssignment("inner", condition_weight=TargetRate())
+    for seed in range(45):
+        condition = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+        coupling(torch.zeros(8, 4), condition=condition)
+    assert coupling.state_dict() != {}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from immiscible_policy.coupling import Independent
+from immiscible_policy.coupling import Independent, LinearAssignment, Sinkhorn
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -34,3 +34,9 @@ def test_given_noise_is_returned_and_no_randomness_used():
     assert result.data_ptr() == noise.data_ptr()
     assert torch.equal(result, noise)
     assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize("kind", [Independent, LinearAssignment, Sinkhorn])
+def test_a_source_that_is_no_function_is_named(kind):
+    with pytest.raises(TypeError, match=r"source must be a function \(shape, generator\) -> tensor or None, got 3"):
+        kind(source=3)(torch.zeros(4, 2))

@@ -1,5 +1,7 @@
 """Explicit candidates: equal to the obvious selection, any cost and source, little memory."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -150,3 +152,16 @@ def test_beyond_the_result_memory_is_blocks_of_rows(metric, pick):
     with LargestTensor() as largest:
         KNN(5, metric, "explicit", pick=pick)(data, noise)
     assert 2**15 < largest.entries < 2**18 < data.numel()
+
+
+def test_costs_that_are_no_number_are_the_farthest():
+    """Nothing is smaller than NaN, so a NaN cost of the first draw would never be beaten."""
+
+    def metric(data, noise):
+        return torch.where(noise[:, 0] > 0, noise[:, 0], math.nan)
+
+    for pick in ("best", 2):
+        noise = KNN(64, metric, pick=pick)(torch.ones(500, 2), generator=torch.Generator().manual_seed(0))
+        assert bool((noise[:, 0] > 0).all())
+    none = KNN(4, lambda data, noise: noise[:, 0] * math.nan)(torch.ones(500, 2))
+    assert bool(none.isfinite().all())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from immiscible_policy.coupling import KNN, Independent, LinearAssignment, Mixture, SeedCache, Warmup
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, SeedCache, Warmup
 
 
 def generator(seed: int) -> torch.Generator:
@@ -126,3 +126,21 @@ def test_what_is_missing_or_wrong_in_a_call_is_named():
         Mixture(KNN(2), lambda t: 0.5)(data, time=torch.zeros(4))
     with pytest.raises(TypeError, match="coupling must be a Coupling, got int"):
         Mixture(2)
+
+
+class Spy(Coupling):
+    def __init__(self):
+        self.masks = []
+
+    def _couple(self, data, noise, context):
+        self.masks.append(context.mask)
+        return self._drawn(data, noise, context)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_a_mask_that_the_samples_share_is_not_one_of_samples(length):
+    """A (T, 1) mask where T is the size of the batch."""
+    spy, mask = Spy(), torch.arange(length).view(-1, 1) < 1
+    for _ in range(10):
+        Mixture(spy)(torch.randn(length, length, 2), mask=mask)
+    assert all(seen is mask for seen in spy.masks)

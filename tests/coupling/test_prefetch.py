@@ -72,3 +72,15 @@ def test_leaving_the_loop_ends_the_thread():
         if index == 1:
             break
     assert not [t for t in threading.enumerate() if t.name.startswith("coupling")]
+
+
+def test_batches_before_an_error_of_the_loader_are_trained_on():
+    def batches():
+        yield torch.zeros(1)
+        yield torch.ones(1)
+        raise OSError("the disk is gone")
+
+    loop = prefetch(batches(), lambda batch: batch + 1)
+    assert [next(loop), next(loop)] == [(torch.zeros(1), torch.ones(1)), (torch.ones(1), 2 * torch.ones(1))]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loop)

@@ -214,3 +214,18 @@ def test_it_is_written_and_asked_like_other_couplings() -> None:
     assert Residual(Mixture(INNER, p=(0.0, 1.0))).uses_time
     assert Residual(Independent()).caveat is None
     assert "what the condition leaves open" in (Residual(INNER).caveat or "")
+
+
+@pytest.mark.parametrize("condition", [torch.zeros(9, 3), torch.zeros(9, dtype=torch.long)])
+def test_a_fit_needs_a_condition_for_each_datum(condition: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="a condition for each, got 10 data and 9 conditions"):
+        Residual(INNER).fit(torch.zeros(10, 4), condition)
+    with pytest.raises(ValueError, match="got 0 data and no condition"):
+        Residual(INNER).fit(torch.zeros(0, 4))
+
+
+def test_a_condition_that_is_not_finite_is_the_one_named() -> None:
+    coupling = Residual(INNER)
+    coupling.fit(torch.randn(50, 4), torch.randn(50, 3))
+    with pytest.raises(ValueError, match="condition must be finite"):
+        coupling(torch.randn(5, 4), condition=torch.full((5, 3), float("nan")))

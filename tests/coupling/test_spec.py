@@ -2,6 +2,7 @@
 
 import string
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -141,3 +142,11 @@ def test_names_alone_spaces_and_positions():
 def test_errors_name_what_is_wrong_and_what_is_allowed(text, message):
     with pytest.raises(ValueError, match=message):
         parse_coupling(text)
+
+
+@pytest.mark.parametrize(
+    "coupling", [KNN(k=np.int64(2)), KNN(k=np.float64(1.5), metric="inner"), Sinkhorn(reg=np.float32(0.5))], ids=repr
+)
+def test_settings_that_are_numbers_of_numpy_are_written_as_numbers(coupling):
+    assert "np." not in repr(coupling)
+    assert parse_coupling(repr(coupling)) == coupling

@@ -298,7 +298,7 @@ def test_whole_store_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "r.zip").write_text("a")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="r.zip is a file; allowed: a folder"):
+        with pytest.raises(FileExistsError, match=r"r\.zip is a file; allowed: a folder"):
             write_replay(tmp_path / "r.zip", [make_episode(2)], overwrite=overwrite)
     assert snapshot(tmp_path) == {tmp_path / "r.zip": b"a"}
 

@@ -442,6 +442,7 @@ def test_a_checkpoint_taken_before_the_first_step_after_a_resume_still_has_the_t
         ({"sigma_min": 0.0}, "sigma_min=0.0: must be positive"),
         ({"sigma_min": 90.0}, "sigma_min=90.0 must be below sigma_max=80"),
         ({"sigma_max": float("inf")}, "sigma_max=inf"),
+        ({"lognormal_mean": float("nan")}, "lognormal_mean=nan: must be a finite number"),
         ({"s0": 1}, "needs 2 <= s0 <= s1"),
         ({"s0": 30, "s1": 20}, "s0=30, s1=20"),
         ({"mu0": 1.0}, r"mu0=1.0: must be at least 0 and below 1"),

@@ -189,6 +189,7 @@ def test_clipping_follows_the_data_scale() -> None:
     [
         ({"time_sampling": "beta"}, "time_sampling='beta': choose one of uniform, logit_normal"),
         ({"sampler": "ddim"}, "sampler='ddim': choose one of euler, midpoint, heun, adaptive"),
+        ({"logit_mean": float("nan")}, "logit_mean=nan: must be a finite number"),
         ({"logit_std": 0.0}, "logit_std=0.0: must be positive"),
         ({"rtol": -1.0}, "rtol=-1.0"),
         ({"data_scale": 0.0}, "data_scale=0.0"),

@@ -163,11 +163,19 @@ class TestEveryObjective:
 
     def test_steps_out_of_range_are_refused(self, name: str) -> None:
         objective = build(name)
-        with pytest.raises(ValueError, match="steps=0: sampling takes"):
-            objective.sample(network, (6, 3), steps=0)
+        for steps in (0, 2.5):
+            with pytest.raises(ValueError, match=f"steps={steps}: choose 1 to"):
+                objective.sample(network, (6, 3), steps=steps)
         if objective.max_steps is not None:
             with pytest.raises(ValueError, match="steps=101"):
                 objective.sample(network, (6, 3), steps=101)
+
+    def test_noise_of_another_shape_is_refused(self, name: str) -> None:
+        objective = build(name)
+        with pytest.raises(ValueError, match=r"noise has shape \(1, 3\); it must have that of data, \(6, 3\)"):
+            objective.loss(network, torch.zeros(6, 3), torch.randn(1, 3))
+        with pytest.raises(ValueError, match=r"noise has shape \(1, 3\); this sample takes \(6, 3\)"):
+            objective.sample(network, (6, 3), steps=1, noise=torch.randn(1, 3))
 
     def test_a_network_in_half_precision_has_a_loss_in_float32(self, name: str) -> None:
         def half(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from immiscible_policy.coupling import KNN, Coupling, Independent
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture
+from immiscible_policy.diffusion import DDPM, couple
 from immiscible_policy.evaluation.validation import validation_losses
 
 
@@ -44,3 +45,32 @@ def test_both_losses_are_means_over_all_data_and_repeat_themselves() -> None:
 
 def test_independent_coupling_has_one_loss() -> None:
     assert list(validation_losses(Zero(), Data(), Independent())) == ["validation/loss_independent"]
+
+
+class Recording(nn.Module):
+    """Trains nothing, and writes down which times and which noises it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator) -> Tensor:
+        objective = DDPM()
+        noise, time = couple(objective, coupling, batch["data"], generator=generator)
+        time = objective.draw_time(len(noise), noise.device, generator) if time is None else time
+        self.seen.append((time, noise))
+        return noise.mean()
+
+
+@pytest.mark.parametrize("coupling", [KNN(k=2), Mixture(KNN(k=2), p=(0.0, 0.0)), LinearAssignment()])
+def test_both_losses_are_of_the_same_times_and_noises(coupling: Coupling) -> None:
+    model = Recording()
+    validation_losses(model, Data(), coupling, batch_size=128)
+    independent, coupled = model.seen[:3], model.seen[3:]
+    assert all(torch.equal(mine[0], theirs[0]) for mine, theirs in zip(independent, coupled, strict=True))
+    for (_, before), (_, after) in zip(independent, coupled, strict=True):
+        if isinstance(coupling, Mixture):  # which couples none
+            assert torch.equal(before, after)
+        if isinstance(coupling, LinearAssignment):
+            assert torch.equal(before.sum(1).sort().values, after.sum(1).sort().values)

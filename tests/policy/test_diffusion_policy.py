@@ -1,6 +1,7 @@
 """The policy: what it trains on, what it predicts, and how it is stored."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment
 from immiscible_policy.coupling.base import Context
-from immiscible_policy.policy import DiffusionPolicy, load_policy
+from immiscible_policy.policy import DiffusionPolicy, Planner, load_policy
 
 
 def small_policy(**options: object) -> DiffusionPolicy:
@@ -290,3 +291,40 @@ def test_the_other_kind_of_observation_is_named() -> None:
         images.predict_action({**seen, "pixels": seen["pixels"][:, :1]})
     with pytest.raises(ValueError, match=r"observation has shape \(2, 2, 3\)"):
         images.predict_action({**seen, "agent_pos": torch.zeros(2, 2, 3)})
+
+
+def test_actions_are_a_function_of_observations_of_any_dtype() -> None:
+    policy, noise = small_policy(), torch.randn(3, 16, 2)
+    observation = (512 * torch.rand(3, 2, 5)).round()
+    expected = policy.predict_action(observation, noise=noise)
+    for dtype in (torch.float64, torch.int64):
+        assert torch.equal(policy.predict_action(observation.to(dtype), noise=noise), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 2), (3, 32, 2), (1, 16, 2)])
+@pytest.mark.parametrize("network", ["mlp", "unet1d"])
+def test_noise_of_another_shape_is_named(shape: tuple[int, ...], network: str) -> None:
+    options = {"width": 32, "n_blocks": 1} if network == "mlp" else {"down_dims": [16, 32], "step_embed_dim": 16}
+    policy = small_policy(network={"name": network, **options})
+    with pytest.raises(ValueError, match=re.escape(f"noise has shape {shape}; this sample takes (3, 16, 2)")):
+        policy.predict_action(512 * torch.rand(3, 2, 5), noise=torch.randn(shape))
+
+
+def test_no_sampling_steps_are_not_the_default() -> None:
+    policy = small_policy()
+    with pytest.raises(ValueError, match="steps=0: choose 1 to 100"):
+        policy.predict_action(torch.rand(1, 2, 5), num_inference_steps=0)
+    with pytest.raises(ValueError, match="steps=0: choose 1 to 100"):
+        Planner(policy, [0], num_inference_steps=0).act(torch.rand(1, 2, 5))
+
+
+def test_a_policy_without_data_does_not_act() -> None:
+    network = {"name": "mlp", "width": 32, "n_blocks": 1}
+    with pytest.raises(ValueError, match="call fit_normalizers"):
+        DiffusionPolicy(5, 2, network=network).predict_action(torch.rand(1, 2, 5))
+
+
+@pytest.mark.parametrize("name", ["observation_dim", "action_dim", "n_obs_steps"])
+def test_sizes_of_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0: must be an integer of at least 1"):
+        small_policy(**{name: 0})

@@ -279,3 +279,17 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install onnx onnxscript onnxruntime"):
         export_policy(small_policy(), tmp_path / "exported", 2, format="onnx")
+
+
+def test_a_policy_in_training_mode_is_exported_as_it_acts(tmp_path: Path) -> None:
+    network = {**NETWORKS["transformer"], "dropout": 0.3}
+    policy = DiffusionPolicy(5, 2, network=network, task=TASK, objective={"name": "flow_matching"})
+    policy.fit_normalizers(512 * torch.rand(100, 5), 512 * torch.rand(100, 2))
+    export = export_policy(policy.train(), tmp_path / "exported", 2)
+    assert policy.training
+    assert export.check.allowance < 1.0  # pixels; dropout's differences would be hundreds
+    inputs = example_inputs(policy, 3)
+    module = torch.export.load(export.folder / "policy.pt2").module()
+    with torch.no_grad():
+        actions, _ = module(*inputs.values())
+    torch.testing.assert_close(actions, predict(policy.eval(), inputs, 2), atol=0.1, rtol=0)

@@ -32,6 +32,7 @@ class Spied(DiffusionPolicy):
 
     def plan(self, condition: Tensor, generator: Any = None, steps: Any = None, noise: Any = None) -> Tensor:
         self.noises.append(noise)
+        super().plan(condition, generator, steps, noise)  # whose network calls count
         return self.answer(noise)
 
 
@@ -227,3 +228,33 @@ def test_what_was_trained_at_the_end_is_what_chooses() -> None:
 def test_bad_settings_are_named(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InferenceCoupling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("objective", "calls"),
+    [
+        ({"name": "ddpm", "sampler": "pndm", "clip_sample": False}, 4),
+        ({"name": "flow_matching", "sampler": "midpoint"}, 3),
+        ({"name": "flow_matching", "sampler": "adaptive"}, None),
+    ],
+    ids=["pndm", "midpoint", "adaptive"],
+)
+def test_network_calls_are_those_that_the_sampler_makes(objective: dict[str, Any], calls: int | None) -> None:
+    policy, made = small_policy(objective=objective), []
+    planner = Planner(policy, [0, 1])
+    with torch.no_grad():
+        handle = policy.network.register_forward_hook(lambda *_: made.append(1))
+        planner.act(observations(2))
+        planner.act(observations(1), rows=[1])
+        handle.remove()
+    assert int(planner.network_calls[1]) == len(made) > planner.network_calls[0]
+    assert calls is None or planner.network_calls.tolist() == [calls, 2 * calls]
+
+
+def test_before_the_first_chunk_there_is_no_plan() -> None:
+    planner = Planner(small_policy(), [0, 1])
+    assert bool(planner.last_plan().isnan().all())
+    planner.act(observations(1), rows=[1])
+    assert planner.last_plan().isnan().flatten(1).all(1).tolist() == [True, False]
+    planner.reset([1])
+    assert bool(planner.last_plan([1]).isnan().all())
