@@ -1,12 +1,13 @@
 """Checks of settings that several modules make."""
 
-from numbers import Integral
+import numbers
 from typing import Any
 
 
 def is_integer(value: Any, least: int | None = None) -> bool:
     """Whether a value is an integer (NumPy's as well; True and False are not), and at least ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and (least is None or value >= least)
+    is_one = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_one and (least is None or int(value) >= least)
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

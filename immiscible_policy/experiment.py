@@ -110,7 +110,9 @@ class Experiment:
         for steps in {config.num_inference_steps for config in every}:
             if steps is None:
                 raise ValueError("evaluations: num_inference_steps is missing, by which rows are told apart")
-            states = {(c.seed_start, c.n_episodes) for c in every if c.num_inference_steps == steps}
+            # Two passes stand beside one of twice the steps, too.
+            alike = [c for c in every if c.num_inference_steps == steps or _network_calls(c) == steps]
+            states = {(c.seed_start, c.n_episodes) for c in alike}
             if len(states) > 1:
                 listed = ", ".join(f"{first} to {first + n - 1}" for first, n in sorted(states))
                 raise ValueError(
@@ -137,6 +139,11 @@ class Experiment:
     def cells(self, folder: Path) -> list[Cell]:
         """All cells, the first seed of all combinations first: an experiment that is stopped early is a whole one."""
         return Cell.grid(folder, self.factors, self.seeds, self.train)
+
+
+def _network_calls(config: EvaluationConfig) -> int | None:
+    passes = 2 if config.inference_coupling == "two_pass" else 1
+    return None if config.num_inference_steps is None else passes * config.num_inference_steps
 
 
 def _evaluation_configs(settings: Mapping[str, Any]) -> list[EvaluationConfig]:

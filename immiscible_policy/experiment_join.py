@@ -38,7 +38,7 @@ def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> 
     """Results, for cells that are not finished in the folder, of trainings with the same overrides.
 
     Of these only what the experiment asks for is kept: rows of its evaluations, in whole, and measurements with its
-    settings.
+    settings. A cell that was trained in ``folder`` is its own, unless it still lacks something that they have.
 
     Args:
         folder: of the experiment.
@@ -61,9 +61,20 @@ def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> 
     joined = {}
     for cell in cells:
         results = trainings.get(settings_of(cell.overrides))
-        if results is not None and not is_done(experiment, cell):
-            joined[cell.folder] = _asked_for(results, experiment, cell)
+        if results is None:
+            continue
+        asked_for = _asked_for(results, experiment, cell)
+        if not cell.is_trained or _adds(asked_for, experiment, cell):
+            joined[cell.folder] = asked_for
     return joined
+
+
+def _adds(results: RunResults, experiment: Experiment, cell: Cell) -> bool:
+    """Whether they have something of the experiment that a cell trained here lacks so far."""
+    found, own = _evaluations(results), results.own_sampler
+    if any(_rows_of(found, config, own) for config in cell.missing(experiment.evaluation_configs(cell))):
+        return True
+    return any(results.record[name] is not None for name in experiment.missing_measurements(cell))
 
 
 def incomplete(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults]) -> list[Cell]:

@@ -112,7 +112,8 @@ class GridRun:
         Raises:
             ValueError: training failed; says how, and where its log is.
         """
-        begun = (self.run_dir / ".hydra" / "config.yaml").is_file()
+        # Not Hydra's record, which a kill can leave half written: without checkpoints there is nothing to resume.
+        begun = (self.run_dir / "checkpoints").is_dir()
         arguments = [f"resume={self.run_dir}"] if begun else [*self.overrides, f"hydra.run.dir={self.run_dir}"]
         said = any(override.startswith("trainer.mixed_precision=") for override in self.overrides)
         if not begun and not said and precision != "auto":  # presets may say, too

@@ -387,6 +387,10 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
             r"num_inference_steps=4 have different initial states \(100000 to 100004, 100000 to 100008\)",
         ),
         (
+            {"evaluations": [AT_4, {"n_episodes": 2, "num_inference_steps": 2, "inference_coupling": "two_pass"}]},
+            r"num_inference_steps=4 have different initial states",
+        ),
+        (
             {"evaluations": [{**AT_4, "mixed_precision": "bf16"}, AT_4]},
             r"evaluations: mixed_precision must be the same for all",
         ),

@@ -137,6 +137,22 @@ def test_what_is_finished_here_comes_first(published: Path, tmp_path: Path) -> N
     assert len(find_joined(again, folder, [published])) == 4
 
 
+def test_a_policy_trained_here_is_not_hidden_by_one_that_adds_nothing(published: Path, tmp_path: Path) -> None:
+    """Its evaluations stay, and what it lacks is made."""
+    warm = {"n_episodes": 3, "num_inference_steps": 4, "inference_coupling": "warm"}
+    more = experiment(evaluations=[*EVALUATIONS, warm], measurements={"modes": {"n_starts": 4}, "prior_gap": {}})
+    folder = tmp_path / "more"
+    cell = more.cells(folder)[1]
+    finish(more, cell)
+    cell.measurement_file("prior_gap").unlink()
+    joined = find_joined(more, folder, [published])
+    assert cell.folder not in joined
+    results = load_results(collect(more, folder, joined))
+    assert len(results.scores("max_coverage", kind="final", coupling="knn", inference_coupling="warm")[0]) == 3
+    cell.measurement_file("modes").unlink()  # which those joined have
+    assert cell.folder in find_joined(more, folder, [published])
+
+
 def test_a_training_made_again_keeps_the_results_of_the_same_policy(published: Path, tmp_path: Path) -> None:
     more = experiment(
         evaluations=[*EVALUATIONS, {"n_episodes": 3, "num_inference_steps": 8}],

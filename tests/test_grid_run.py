@@ -30,11 +30,14 @@ def test_precision_is_given_unless_the_configuration_is_to_say(
     monkeypatch.setattr(subprocess, "run", ended)
     run = GridRun(tmp_path, {"coupling": "none"}, 0, overrides)
     run.train("cpu", lock=0, precision=precision)
-    begun = run.run_dir / ".hydra" / "config.yaml"
-    begun.parent.mkdir(parents=True)
-    begun.touch()
+    record = run.run_dir / ".hydra" / "config.yaml"  # killed while Hydra wrote it, so that nothing could read it
+    record.parent.mkdir(parents=True)
+    record.touch()
     run.train("cpu", lock=0, precision=precision)
-    first, resumed = commands
+    (run.run_dir / "checkpoints").mkdir()
+    run.train("cpu", lock=0, precision=precision)
+    first, again, resumed = commands
+    assert again == first
     assert [argument for argument in first if "mixed_precision" in argument] == expected
     assert f"hydra.run.dir={run.run_dir}" in first
     assert f"resume={run.run_dir}" in resumed

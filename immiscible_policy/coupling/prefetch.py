@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -35,12 +36,12 @@ def prefetch(batches: Iterable[Batch], couple: Callable[[Batch], Tensor]) -> Ite
     with ThreadPoolExecutor(1, thread_name_prefix="coupling", initializer=_use_device, initargs=(_device(),)) as worker:
         waiting: tuple[Batch, Future[Tensor]] | None = None
         try:
-            for batch, error in _with_error(batches):
-                coming = None if error else (batch, worker.submit(couple, batch))
+            for batch in _until_error(batches):
+                coming = None if isinstance(batch, _Error) else (batch, worker.submit(couple, batch))
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
-                if error:
-                    raise error
+                if isinstance(batch, _Error):
+                    raise batch.error
                 waiting = coming
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
@@ -48,13 +49,17 @@ def prefetch(batches: Iterable[Batch], couple: Callable[[Batch], Tensor]) -> Ite
             worker.shutdown(wait=True, cancel_futures=True)
 
 
-def _with_error(batches: Iterable[Batch]) -> Iterator[tuple[Batch, None] | tuple[None, Exception]]:
+@dataclass(frozen=True)
+class _Error:
+    error: Exception
+
+
+def _until_error(batches: Iterable[Batch]) -> Iterator[Batch | _Error]:
     """The batches, and at the end the error that ended them: the batch before it is still to be trained on."""
     try:
-        for batch in batches:
-            yield batch, None
+        yield from batches
     except Exception as error:
-        yield None, error
+        yield _Error(error)
 
 
 def _device() -> int | None:

@@ -31,6 +31,11 @@ def points_cell(interval: TInterval | None) -> str:
     return f"{100 * interval.mean:+.1f}{ends}"
 
 
+def of_seeds(shared: int, seeds: int) -> str:
+    """What to say of a difference of fewer training seeds than the row's."""
+    return "" if shared == seeds else f" ({shared} of {seeds} seeds)"
+
+
 def p_cell(interval: TInterval | None) -> str:
     return "" if interval is None or not np.isfinite(interval.p_value) else probability_cell(interval.p_value)
 

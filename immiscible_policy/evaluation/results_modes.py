@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from immiscible_policy.evaluation.results import Results
-from immiscible_policy.evaluation.results_cells import Rows, percent_cell, plain_cell
+from immiscible_policy.evaluation.results_cells import Rows, of_seeds, percent_cell, plain_cell
 from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.evaluation.variance_components import TInterval, mean_t
 
@@ -53,12 +53,13 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         pairs = [[own[seed] - plain[seed]] for seed in own if seed in plain]
         difference = mean_t(np.array(pairs)) if pairs else None
         cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
-        cells += ["" if difference is None else plain_cell(difference, "+")]
+        cells += ["" if difference is None else plain_cell(difference, "+") + of_seeds(len(pairs), len(runs))]
         cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
         rows.append([coupling, inference, str(len(runs)), *cells])
         numbers: dict[str, Any] = {k: asdict(v) for k, v in measures.items()}
         numbers["entropy_difference"] = None if difference is None else asdict(difference)
-        content.append({**wanted, "inference_coupling": inference, "n_seeds": len(runs), **numbers})
+        seeds = {"n_seeds": len(runs), "n_shared_seeds": len(pairs)}
+        content.append({**wanted, "inference_coupling": inference, **seeds, **numbers})
     if content:
         shown, splits = _demonstration_rows(results, fixed)
         rows[1:1], content[:0] = shown, splits

@@ -59,8 +59,8 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     varied = [name for name in others if len(results.levels(name)) > 1]
     combinations = _combinations(results, others)
     mixed = precision_note(results, baseline)
-    samplers = dict.fromkeys(str(results.own_sampler(**fixed)) for fixed in combinations)
-    own = f" The policies' own: {', '.join(samplers)}."
+    samplers = dict.fromkeys(name for fixed in combinations if (name := results.own_sampler(**fixed)) is not None)
+    own = f" The policies' own: {', '.join(samplers)}." if samplers else ""
     kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
         "coverage": (partial(coverage_rows, baseline=baseline), NOTE + own + WAYS_NOTE),
         "coupled_inference": (gain_rows, GAIN_NOTE + own),

@@ -13,6 +13,7 @@ from immiscible_policy.evaluation.comparison import ArmComparison, compare_arms,
 from immiscible_policy.evaluation.results import INITIAL_NOISE, Results
 from immiscible_policy.evaluation.results_cells import (
     Rows,
+    of_seeds,
     p_cell,
     percent_cell,
     plain_cell,
@@ -39,12 +40,12 @@ COVERAGE_COLUMNS = (
 NOTE = (
     "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
     "initial states alone, which does not say what another seed would give]; IQM is the interquartile mean of the "
-    "training runs (of less than four, the mean). Differences are paired by training seed and initial state; p by Holm "
-    "for the rows of a number of steps; P(better) is the probability that an episode goes better than the paired one "
-    "of the baseline; detectable is the smallest true difference that this design finds with power 0.8. Differences "
-    "in success (the share of episodes that pass 0.95) are in points, their intervals not adjusted. A sampler is named "
-    "where it is not the policies' own, and its rows are compared among each other. Two passes (2 x 8) stand "
-    "beside one of as many network calls (16)."
+    "training runs (of less than four, the mean). Differences are paired by training seed and initial state; p by "
+    "Holm for the rows of a number of steps (of one seed over initial states alone); P(better) is the probability "
+    "that an episode goes better than the paired one of the baseline; detectable is the smallest true difference "
+    "that this design finds with power 0.8, not adjusted. Differences in success (the share of episodes that pass "
+    "0.95) are in points, their intervals not adjusted. A sampler is named where it is not the policies' own, and "
+    "its rows are compared among each other. Two passes (2 x 8) stand beside one of as many network calls (16)."
 )
 WAYS_NOTE = (
     " Ways, in bits, is how evenly a policy splits between the two ways round the block from mirror-symmetric starts "
@@ -346,7 +347,7 @@ def _cells(
     own, others = (np.stack([success[arm][seed] for seed in row.shared_seeds]) for arm in (row.arm, baseline))
     more = paired_difference_t(own, others)
     cells += [
-        points_cell(row.difference),
+        points_cell(row.difference) + of_seeds(len(row.shared_seeds), len(row.seeds)),
         "" if row.p_holm is None else probability_cell(row.p_holm),
         "" if better is None else f"{better.mean:.2f}",
         "" if row.detectable is None or not np.isfinite(row.detectable) else f"{100 * row.detectable:.1f}",

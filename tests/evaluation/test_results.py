@@ -354,6 +354,12 @@ def test_curves_rules_and_modes(path: Path) -> None:
     assert [row[:2] for row in rows[1:]] == [["none", "none"], ["knn", "none"], ["knn", "warm"]]
     assert [row["inference_coupling"] for row in modes] == ["none", "none", "warm"]
     assert modes[2]["entropy_difference"]["mean"] == pytest.approx(0.3)  # from the baseline's from N(0, I)
+    for run in results.runs:  # not measured of all seeds of the baseline
+        if run["levels"]["coupling"] == "none" and run["seed"] > 0:
+            run["modes"] = None
+    rows, modes = mode_rows(results, FIXED, "none")
+    assert [row[5] for row in rows[1:]] == ["", "+0.10 (1 of 3 seeds)", "+0.30 (1 of 3 seeds)"]
+    assert [(row["n_seeds"], row["n_shared_seeds"]) for row in modes[1:]] == [(3, 1), (3, 1)]
 
 
 def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
