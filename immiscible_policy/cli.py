@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from immiscible_policy.data.download import DownloadError
+from immiscible_policy.download import DownloadError
 from immiscible_policy.run_setup import is_main_process
 from immiscible_policy.training import DivergedError
 

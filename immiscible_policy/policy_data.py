@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
-from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
+from immiscible_policy.data.sources import DemonstratorSet, goal_of, load_demonstrations, locate_demonstrations
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
 from immiscible_policy.run_setup import check_dataset, is_main_process, joint_state, plain_settings, process_device
 
@@ -36,6 +36,9 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them.
 
     A resumed run goes on with the path that it began with, whatever has been downloaded since.
+
+    Raises:
+        ValueError: they are for another goal than the task's.
     """
     check_dataset(cfg, "demonstrator", "demonstrations")
     dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
@@ -52,6 +55,7 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     announce = print if is_main_process() else lambda line: None
     with main:  # which makes the demonstrations that the others then find
         folder, n_episodes = locate_demonstrations(path, human, generated, announce)
+    _check_goal(folder, tuple(cfg.task.goal_pose))
     if n_episodes is not None:  # the demonstrator's, who stores poses: pictures are made from those
         needed = tuple(name for name in needed if name != "img")
     replay = load_demonstrations(folder, needed, n_episodes)
@@ -114,3 +118,14 @@ def _with_pictures(replay: ReplayData, goal_pose: Any) -> ReplayData:
     state = replay.arrays["state"]
     pictures = PixelObserver(goal_pose=goal_pose)(state[:, :2], state[:, 2:])
     return replace(replay, arrays={**replay.arrays, "img": pictures})
+
+
+def _check_goal(folder: Path, goal: tuple[float, ...]) -> None:
+    """Refuse demonstrations that bring the block elsewhere than where the policy would be evaluated."""
+    recorded = goal_of(folder)
+    if recorded is not None and not np.allclose(recorded, goal, rtol=0, atol=1e-6):
+        wanted = ",".join(f"{value:g}" for value in recorded)
+        raise ValueError(
+            f"task.goal_pose={list(goal)}: the demonstrations at {folder} are for {list(recorded)}; choose others, or "
+            f"train for their goal with 'task.goal_pose=[{wanted}]'"
+        )

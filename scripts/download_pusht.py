@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from immiscible_policy.data.download import PUSHT_STORE, PUSHT_URL, DownloadError, fetch_pusht
+from immiscible_policy.data.install_pusht import PUSHT_STORE, PUSHT_URL, fetch_pusht
+from immiscible_policy.download import DownloadError
 
 EXAMPLES = f"""\
 examples:

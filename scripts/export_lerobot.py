@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from envs.pusht.geometry import GOAL_POSE
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.lerobot_export import TASK, export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
+from immiscible_policy.data.sources import goal_of
 
 EXAMPLES = """\
 examples:
@@ -30,7 +32,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data set")
     parser.add_argument("--force", action="store_true", help="replace a LeRobot data set that is there already")
     parser.add_argument("--task", default=TASK, help="what the agent was to do, in words (default: %(default)r)")
+    parser.add_argument(
+        "--goal",
+        type=_pose,
+        metavar="X,Y,ANGLE",
+        help="where the block belongs, pixels and radians, for next.reward (default: what the store says, or the "
+        "standard goal)",
+    )
     return parser
+
+
+def _pose(text: str) -> tuple[float, float, float]:
+    try:
+        x, y, angle = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be three numbers, as in 356,356,0.785") from None
+    return x, y, angle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = arguments.demonstrations
     try:
         replay = load_lerobot(source) if is_lerobot(source) else load_replay(source, arrays=("action", "state"))
-        output = export_lerobot(replay, arguments.output, force=arguments.force, task=arguments.task)
+        goal = arguments.goal or goal_of(source) or GOAL_POSE
+        output = export_lerobot(replay, arguments.output, goal_pose=goal, force=arguments.force, task=arguments.task)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

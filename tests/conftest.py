@@ -21,6 +21,8 @@ import pytest
 import torch
 import zarr
 
+pytest_plugins = ["file_server"]
+
 torch.set_num_threads(1)
 
 

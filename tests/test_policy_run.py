@@ -193,3 +193,15 @@ def test_checkpoint_rules_are_over_all_rollouts_after_the_first_loss() -> None:
 def test_images_are_no_demonstrations() -> None:
     with pytest.raises(ValueError, match="not of a set of demonstrations; choose one of auto, demonstrator, human"):
         load_data(composed("train_policy", "dataset=digits"))
+
+
+def test_demonstrations_for_another_goal_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    state = rng.uniform(100, 400, (30, 5)).astype(np.float32)
+    episode = {"state": state, "action": state[:, :2], "keypoint": np.zeros((30, 9, 2))}
+    path = tmp_path / "elsewhere.zarr"
+    write_replay(path, [episode], {"goal_pose": [356.0, 356.0, 0.5]})
+    given = ("task=pusht_state", "dataset.val_ratio=0", f"dataset.path={path}")
+    with pytest.raises(ValueError, match=r"task.goal_pose=\[256.*are for \[356.0, 356.0, 0.5\]; choose others"):
+        load_data(composed("train_policy", *given))
+    assert load_data(composed("train_policy", *given, "task.goal_pose=[356,356,0.5]")).source["n_episodes"] == 1

@@ -114,6 +114,9 @@ class World:
 
     Attributes: `space` (pymunk.Space), `agent` and `block` (pymunk.Body), `contact_points` (summed over the
     physics steps of the last control step), `target` (of the last control step, or None).
+
+    Copies (`copy.deepcopy`, pickle) go on from the same positions and speeds. What the solver remembers of contacts is
+    not copied, so that in contact a copy's further way differs by a little.
     """
 
     def __init__(self) -> None:
@@ -173,6 +176,18 @@ class World:
             block.velocity,
             block.angular_velocity,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"state": self.state(), "contact_points": self.contact_points, "target": self.target}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        # pymunk's own copies put a body where its centre of gravity was not yet known.
+        self.__init__()  # type: ignore[misc]
+        state = WorldState(*saved["state"])
+        self.place((*state.agent_position, *state.block_position, state.block_angle))
+        self.agent.velocity, self.block.velocity = state.agent_velocity, state.block_velocity
+        self.block.angular_velocity = state.block_angular_velocity
+        self.contact_points, self.target = saved["contact_points"], saved["target"]
 
     def _count_contacts(self, arbiter: Any, space: pymunk.Space, data: Any) -> None:
         self.contact_points += len(arbiter.contact_point_set.points)

@@ -53,6 +53,13 @@ class DemonstratorConfig:
     length_noise: float = 0.1
     margin: float = 12.0
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_copies <= self.n_candidates:
+            raise ValueError(
+                f"n_candidates={self.n_candidates}, n_copies={self.n_copies}: needs 1 <= n_copies <= n_candidates, as "
+                "n_candidates / n_copies pushes take part in the final choice"
+            )
+
 
 @dataclass(frozen=True)
 class Pushes:

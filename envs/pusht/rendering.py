@@ -82,9 +82,12 @@ class Renderer:
 
 
 class Window:
-    """The window on the screen for `render_mode="human"`."""
+    """The window on the screen for `render_mode="human"`. pygame has one: several environments share it."""
+
+    _open = 0
 
     def __init__(self, frames_per_second: int) -> None:
+        Window._open += 1
         pygame.display.init()
         pygame.display.set_caption("PushT")
         self._screen = pygame.display.set_mode((geometry.WINDOW_SIZE, geometry.WINDOW_SIZE))
@@ -99,8 +102,10 @@ class Window:
         self._clock.tick(self._frames_per_second)
 
     def close(self) -> None:
-        """Takes the window off the screen."""
-        pygame.display.quit()
+        """Takes the window off the screen, once none of the environments needs it any longer."""
+        Window._open -= 1
+        if not Window._open:
+            pygame.display.quit()
 
 
 def resized(surface: pygame.Surface, width: int, height: int) -> NDArray[np.uint8]:

@@ -184,17 +184,17 @@ def _trajectory(
         arm: record_trajectory(model, range(seed, seed + n_paths), None, num_inference_steps)
         for arm, model in first.items()
     }
-    classes = {arm: _classes(first[arm], trajectory.images) for arm, trajectory in paths.items()}
+    classes = {arm: _classes(first[arm], trajectory.images, seed) for arm, trajectory in paths.items()}
     maps = map_paths(paths, classes)
     plot_paths(maps, place.path("paths.png"))
     write_json(place.path("paths.json"), {arm: one.to_json() for arm, one in maps.items()})
     return [*written, place.path("paths.png"), place.path("paths.json")]
 
 
-def _classes(model: ImageModel, images: torch.Tensor) -> list[int]:
-    """Colours of images: their labels, or what a classifier sees in digits, or all one."""
+def _classes(model: ImageModel, images: torch.Tensor, seed: int) -> list[int]:
+    """Colours of images of seeds from ``seed`` on: their labels, or what a classifier sees in digits, or all one."""
     if model.n_classes is not None:
-        return [i % model.n_classes for i in range(len(images))]
+        return [(seed + i) % model.n_classes for i in range(len(images))]
     if (model.image_size, model.channels) == (8, 1):
         return [int(label) for label in DigitsCnn().classify(images)]
     return [0] * len(images)
@@ -251,7 +251,7 @@ ANALYSES: dict[str, Callable[..., list[Path]]] = {
 
 
 def check_analysis(study: Study) -> None:
-    """Refuse a name or a setting that no analysis has, before anything is trained.
+    """Refuse a name or a setting that no analysis has, or cannot do with, before anything is trained.
 
     Raises:
         ValueError: names those that exist.
@@ -263,9 +263,14 @@ def check_analysis(study: Study) -> None:
     allowed = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     if len(allowed) < len(parameters):  # what the rest goes to
         allowed |= {field.name for field in fields(Perturbation if name == "perturbation" else ImageEvaluation)}
+        # The metric is the analysis' own, and sampling_steps goes through numbers of steps.
+        allowed -= {"metrics"} | ({"num_inference_steps"} if name == "sampling_steps" else set())
     unknown = set(study.settings) - allowed
     if unknown:
         raise ValueError(f"analysis: {', '.join(sorted(unknown))} is none of {', '.join(sorted(allowed))}")
+    guidance = study.settings.get("guidance_scale", 1.0)
+    if name == "step_distance" and guidance != 1.0:
+        raise ValueError(f"analysis: guidance_scale={guidance}: predictions of single calls are without guidance (1)")
 
 
 def analyze(study: Study, folder: Path, device: str = "cpu") -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,17 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             rows: list[tuple[int, dict[str, Any]]] = [(reader.line_num, row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ImageDataError(f"{path} cannot be read as CSV ({error})") from error
+    _as_numbers(rows)
     overlong = next((line for line, row in rows if None in row), None)
     if overlong is not None:
         raise ImageDataError(f"{path}, line {overlong}: more fields than columns; put texts with commas in quotes")
     return rows
+
+
+def _as_numbers(rows: list[tuple[int, dict[str, Any]]]) -> None:
+    """Make integers of columns that hold nothing else, which CSV writes as text: "10" would sort before "2"."""
+    for column in {name for _, row in rows for name in row} - {FILE_COLUMN, TEXT_COLUMN}:
+        values = [row.get(column) for _, row in rows]
+        if all(isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value) for value in values):
+            for _, row in rows:
+                row[column] = int(row[column])

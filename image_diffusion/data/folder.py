@@ -91,7 +91,8 @@ def _labels(
     column = source.label_column
     if column is None:
         return None
-    if column == AUTO and any("/" in name for name in names):
+    labelled = metadata is not None and any(_LABEL in row for row in metadata.values())
+    if column == AUTO and not labelled and any("/" in name for name in names):
         stray = next((name for name in names if "/" not in name), None)
         if stray is not None:
             raise ImageDataError(
@@ -105,7 +106,7 @@ def _labels(
         every = {folder.name for split in splits.values() for folder in _subfolders(split)}
         return encode_labels([name.split("/")[0] for name in chosen], every, source.class_names, "folder", describe)
     if column == AUTO:
-        if metadata is None or not any(_LABEL in row for row in metadata.values()):
+        if not labelled:
             return None
         column = _LABEL
     if metadata is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from image_diffusion.metrics.extractor import as_rgb, check_images, in_parts, weights_folder
-from immiscible_policy.data.download import DownloadError, download
+from immiscible_policy.download import DownloadError, download
 from immiscible_policy.files import file_sha256
 
 FILE = "inception-2015-12-05.pt"

@@ -244,7 +244,13 @@ def _read_images(array: zarr.Array, key: str, n_steps: int, path: Path) -> np.nd
                 f"{path}: array {key} holds values outside 0..255 (or NaN)"
                 f" in steps {block.start}..{block.stop}, found {values.min()} to {values.max()}"
             )
-        images[block] = np.rint(values)
+        whole = np.rint(values)
+        if float(np.abs(values - whole).max(initial=0)) > 1e-3:
+            raise DataError(
+                f"{path}: array {key} holds values that are not whole numbers in steps {block.start}..{block.stop}; "
+                "expected colours in 0..255, not in 0..1"
+            )
+        images[block] = whole
     return images
 
 

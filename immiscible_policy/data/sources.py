@@ -11,6 +11,7 @@ from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data.generate import generate_demonstrations
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.replay import ReplayData, load_replay
+from immiscible_policy.data.replay_writer import read_attributes
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def locate_demonstrations(
         demonstrator.path, demonstrator.n_episodes, demonstrator.seed, goal_pose=demonstrator.goal_pose
     )
     return generated, demonstrator.n_episodes
+
+
+def goal_of(path: str | Path) -> Pose | None:
+    """The goal pose (x, y in pixels, angle) that the demonstrations of a store are for; None where it does not say."""
+    path = Path(path).expanduser()
+    goal = None if is_lerobot(path) else read_attributes(path).get("goal_pose")
+    return None if goal is None else (float(goal[0]), float(goal[1]), float(goal[2]))
 
 
 def load_demonstrations(path: Path, arrays: tuple[str, ...], n_episodes: int | None = None) -> ReplayData:

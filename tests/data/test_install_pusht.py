@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.data import download as module
-from immiscible_policy.data.download import (
-    PUSHT_DIGEST,
-    PUSHT_STORE,
-    DownloadError,
-    content_digest,
-    fetch_pusht,
-    install_store,
-)
+from immiscible_policy import download
+from immiscible_policy.data import install_pusht as module
+from immiscible_policy.data.install_pusht import PUSHT_DIGEST, PUSHT_STORE, content_digest, fetch_pusht, install_store
 from immiscible_policy.data.replay import load_replay
+from immiscible_policy.download import DownloadError
 
 OFFICIAL_PREFIX = f"pusht/{PUSHT_STORE}/"
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "download_pusht.py"
@@ -224,7 +219,7 @@ def test_interruption_says_how_to_continue(tmp_path, main, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "urlopen", interrupt)
+    monkeypatch.setattr(download, "urlopen", interrupt)
     assert main(["--directory", str(tmp_path / "out"), "--url", "http://127.0.0.1/x"]) == 130
     assert "run the same command again" in capsys.readouterr().err
 

@@ -269,3 +269,9 @@ def test_human_demonstrations(pusht_demonstrations):
     for name in ("action", "keypoint"):
         assert 0 <= replay.arrays[name].min() < replay.arrays[name].max() < 530
     assert replay.episode(0) == slice(0, 161)
+
+
+def test_colours_between_0_and_1_are_not_taken_for_black(tmp_path, make_store):
+    make_store(tmp_path / "r.zarr", img=np.random.default_rng(0).random((41, 96, 96, 3), np.float32))
+    with pytest.raises(DataError, match=r"not whole numbers in steps .*; expected colours in 0\.\.255, not in 0\.\.1"):
+        load_replay(tmp_path / "r.zarr", arrays=("img",))

@@ -1,6 +1,8 @@
 """The PushT environment's contract: Gymnasium's API, seeds, rewards, info, errors."""
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -433,3 +435,18 @@ def test_rgb_array_needs_no_display() -> None:
         "print(env.render().shape, pygame.display.get_init(), os.environ.get('SDL_VIDEODRIVER'))"
     )
     assert run_python(code).splitlines()[-1] == "(512, 512, 3) False None"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_copies_go_on_as_the_original(copied):
+    """pymunk's own copy of a turned block has its origin elsewhere."""
+    env = PushTEnv()
+    env.reset(options={"state": (400, 400, 256, 256, math.pi / 4)})
+    assert copied(env).step((400, 400))[1] == env.step((400, 400))[1] == pytest.approx(1.0)
+    env.reset(seed=3)
+    for _ in range(10):
+        env.step((300, 300))
+    twin = copied(env)
+    for _ in range(5):
+        ours, theirs = env.step((320, 200)), twin.step((320, 200))
+        np.testing.assert_allclose(theirs[0], ours[0], atol=1.0)

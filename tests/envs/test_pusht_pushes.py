@@ -129,3 +129,9 @@ def test_exact_copies_stay_and_others_vary() -> None:
     assert (np.abs(varied.turn) <= CONFIG.max_turn).all()
     assert (varied.length > 0.0).all()
     assert len(pushes.take(np.array([3, 3, 5])).angle) == 3
+
+
+@pytest.mark.parametrize("numbers", [(4, 8), (0, 0)])
+def test_numbers_of_pushes_that_leave_none_are_refused(numbers):
+    with pytest.raises(ValueError, match=r"n_candidates=.*needs 1 <= n_copies <= n_candidates"):
+        DemonstratorConfig(n_candidates=numbers[0], n_copies=numbers[1])

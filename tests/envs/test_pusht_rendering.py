@@ -173,3 +173,14 @@ def test_render_without_a_mode_warns() -> None:
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="render_mode=None"):
         assert env.render() is None
+
+
+def test_environments_that_share_the_window_close_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    first, second = (PushTEnv(render_mode="human") for _ in range(2))
+    for env in (first, second):
+        env.reset(seed=0)
+    first.close()
+    second.step((256, 256))
+    second.close()
+    assert not pygame.display.get_init()

@@ -109,3 +109,18 @@ def test_help_lists_the_choices_of_that_script_alone(script: str) -> None:
     if "dataset" in lines:
         assert ("cifar10" in lines["dataset"]) == (script != "train_policy")
         assert ("human" in lines["dataset"]) == (script == "train_policy")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("sampling_steps", "metrics=[kid]", "analysis: metrics is none of"),
+        ("sampling_steps", "num_inference_steps=7", "analysis: num_inference_steps is none of"),
+        ("step_distance", "guidance_scale=2.0", r"guidance_scale=2\.0: predictions of single calls are without"),
+    ],
+)
+def test_settings_that_an_analysis_makes_itself_are_refused_before_training(
+    name: str, setting: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_analysis(study(f"figure={name}", f"+figure.analysis.{setting}"))

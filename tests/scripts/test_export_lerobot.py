@@ -3,10 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from immiscible_policy.data.lerobot import load_lerobot
+from immiscible_policy.data.replay_writer import write_replay
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_lerobot.py"
 
@@ -75,3 +77,21 @@ def test_output_is_required(main, capsys):
         main(["replay.zarr"])
     assert stop.value.code == 2
     assert "--output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--goal", "256,256,0"]])
+def test_rewards_are_for_the_goal_that_the_store_names(tmp_path, main, given):
+    """Two steps in which the block lies on a goal of its own."""
+    state = np.tile(np.array([50.0, 50.0, 356.0, 356.0, 0.785], np.float32), (2, 1))
+    episode = {"state": state, "action": state[:, :2], "keypoint": np.zeros((2, 9, 2))}
+    write_replay(tmp_path / "elsewhere.zarr", [episode], {"goal_pose": [356.0, 356.0, 0.785]})
+    assert main([str(tmp_path / "elsewhere.zarr"), "--output", str(tmp_path / "set"), *given]) == 0
+    (file,) = (tmp_path / "set" / "data").rglob("*.parquet")
+    rewards = pq.read_table(file)["next.reward"].to_pylist()
+    assert (rewards == [1.0, 1.0]) is not bool(given)
+
+
+def test_a_goal_that_is_no_pose_is_refused(store, main, capsys):
+    with pytest.raises(SystemExit):
+        main([str(store), "--output", "new", "--goal", "1,2"])
+    assert "'1,2': must be three numbers, as in 356,356,0.785" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from image_diffusion import evaluation
-from immiscible_policy.data.download import DownloadError
+from immiscible_policy.download import DownloadError
 
 
 def test_from_training_to_samples_and_painting(

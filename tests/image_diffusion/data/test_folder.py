@@ -155,3 +155,27 @@ def test_folders_that_hold_nothing(tmp_path):
         folder(tmp_path, on_corrupt="skip")
     with pytest.raises(CorruptImageError, match=r"none of the 1 images of mine can be decoded: .*a.png"):
         folder(tmp_path, on_corrupt="skip", image_size=8, channels=3)
+
+
+def test_labels_of_the_metadata_come_before_subfolders(tmp_path, write_image):
+    """As in Hugging Face's imagefolder, where pictures may lie in one folder for all."""
+    rows = [{"file_name": f"images/{number}.png", "label": number % 3} for number in range(6)]
+    for row in rows:
+        write_image(tmp_path / row["file_name"])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = folder(tmp_path)
+    assert data.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.n_classes == 3
+
+
+def test_integers_in_csv_are_numbers(tmp_path, write_image):
+    """As text 10 sorts before 2."""
+    labels = [0, 1, 2, 10, 9, 3]
+    lines = [f"{number}.png,{label},7" for number, label in enumerate(labels)]
+    for number in range(6):
+        write_image(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,text", *lines]))
+    data = folder(tmp_path)
+    assert data.labels.tolist() == labels
+    assert (data.n_classes, data.class_names) == (11, None)
+    assert data.captions == [["7"]] * 6

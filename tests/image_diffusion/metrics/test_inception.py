@@ -9,7 +9,7 @@ import torch
 from image_diffusion.metrics import inception as module
 from image_diffusion.metrics.extractor import FeatureExtractor
 from image_diffusion.metrics.inception import FILE, Inception
-from immiscible_policy.data.download import DownloadError, HostError
+from immiscible_policy.download import DownloadError, HostError
 
 
 class StandIn(torch.nn.Module):

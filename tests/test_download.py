@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from immiscible_policy.data import download as module
-from immiscible_policy.data.download import DownloadError, HostError, download
+from immiscible_policy import download as module
+from immiscible_policy.download import DownloadError, HostError, download
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -147,3 +147,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, server):
 def test_arguments_out_of_range(tmp_path, url, options, message):
     with pytest.raises(ValueError, match=message):
         quiet(url, tmp_path / "target", **options)
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "source").write_text("a")
+    assert download(f"file://{tmp_path}/source", "~/kept", progress=False) == tmp_path / "kept"
+    assert (tmp_path / "kept").read_text() == "a"

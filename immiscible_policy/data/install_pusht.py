@@ -1,47 +1,29 @@
-"""Fetching the human PushT demonstrations: resumable download, checked content, atomic installation.
+"""Fetching the human PushT demonstrations: checked content, atomic installation.
 
 Nothing appears under its final name before it is complete and verified, so an interrupted run never leaves
-half a data set behind; what was downloaded so far stays in a `.part` file and is continued.
+half a data set behind.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import stat
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
-from tqdm import tqdm
 
 from immiscible_policy.data.replay import STORE_MARKERS, DataError, ReplayData, load_replay
+from immiscible_policy.download import DownloadError, HostError, download
 
 PUSHT_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 PUSHT_STORE = "pusht_cchi_v7_replay.zarr"
 # `content_digest` of the 206 human demonstrations as this project uses them. No SHA-256 of the archive is
 # known to us; this digest holds for every copy of the data however it is chunked, compressed or zipped.
 PUSHT_DIGEST = "93c194648df0cf9357149f4276f9b188274a8db04825e8b4e7a82e300b501f02"
-
-_CHUNK = 1 << 18
-_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
-
-
-class DownloadError(RuntimeError):
-    """A file could not be fetched, verified or installed; the message says what to do."""
-
-
-class HostError(DownloadError):
-    """The host did not give the file: away, unknown, or refusing."""
 
 
 def fetch_pusht(
@@ -71,7 +53,7 @@ def fetch_pusht(
     Raises:
         DownloadError: with the steps to take by hand, where the network is the problem.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     store = directory / PUSHT_STORE
     if store.exists() and not force:
         try:
@@ -81,7 +63,7 @@ def fetch_pusht(
                 f"{store} exists already; nothing was changed (--force replaces it): {error}"
             ) from error
         return store
-    zip_path = Path(archive) if archive is not None else directory / "pusht.zip"
+    zip_path = Path(archive).expanduser() if archive is not None else directory / "pusht.zip"
     if archive is not None and not zip_path.is_file():
         raise DownloadError(f"there is no archive at {zip_path}")
     # A zip that a person put there is theirs to keep; one that this call fetches is not needed afterwards.
@@ -109,111 +91,6 @@ def by_hand(url: str, zip_path: Path) -> str:
         f"By hand: fetch {url} on any machine, save it as {zip_path}, then run"
         f" `python scripts/download_pusht.py --archive {zip_path} --directory {zip_path.parent}`"
     )
-
-
-def download(
-    url: str,
-    destination: str | Path,
-    sha256: str | None = None,
-    retries: int = 4,
-    retry_delay: float = 2.0,
-    timeout: float = 30.0,
-    progress: bool = True,
-) -> Path:
-    """Fetch a file, continuing `<destination>.part` of an earlier run where the server supports ranges.
-
-    Args:
-        url: http://, https:// or file://.
-        destination: final path; its folder is made. A file that is there is kept and returned (after its
-            checksum has been compared, if one is given).
-        sha256: expected digest, 64 hexadecimal digits; without it only the length is checked.
-        retries: further attempts after the first, >= 0; they continue where the last one broke off.
-        retry_delay: seconds before the first retry, doubled for each next one.
-        timeout: seconds without any data after which an attempt is given up.
-
-    Returns:
-        destination.
-
-    Raises:
-        HostError: the host refuses or stays away. DownloadError: the checksum differs, or a disk error.
-        ValueError: an argument out of range.
-    """
-    _check_download_arguments(url, sha256, retries, retry_delay)
-    destination = Path(destination)
-    if not destination.exists():
-        partial = destination.with_name(destination.name + ".part")
-        try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_with_retries(url, partial, retries, retry_delay, timeout, progress)
-            if sha256 is not None:
-                _check_sha256(partial, sha256, remove=True)
-            partial.replace(destination)
-        except OSError as error:
-            raise DownloadError(f"cannot write {destination} ({error})") from error
-    elif sha256 is not None:
-        _check_sha256(destination, sha256)
-    return destination
-
-
-def _fetch_with_retries(
-    url: str, partial: Path, retries: int, retry_delay: float, timeout: float, progress: bool
-) -> None:
-    attempts = 1 if urlsplit(url).scheme == "file" else retries + 1
-    for attempt in range(attempts):
-        try:
-            return _fetch(url, partial, timeout, progress)
-        except HTTPError as error:
-            reason = f"HTTP status {error.code} {error.reason}"
-            if error.code not in _TRANSIENT_STATUS:
-                raise HostError(f"cannot download {url}: {reason}") from error
-            failure: Exception = error
-        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
-            reason, failure = str(getattr(error, "reason", error)), error
-        if attempt + 1 < attempts:
-            time.sleep(retry_delay * 2**attempt)
-    raise HostError(f"cannot download {url}: {reason} (attempts: {attempts})") from failure
-
-
-def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> None:
-    have = partial.stat().st_size if partial.exists() else 0
-    headers = {"User-Agent": "immiscible-policy", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = urlopen(Request(url, headers=headers), timeout=timeout)
-    except HTTPError as error:
-        if error.code != 416:
-            raise
-        # Range not satisfiable: either everything is here, or the part belongs to some other file.
-        if error.headers.get("Content-Range", "") == f"bytes */{have}":
-            return
-        partial.unlink()
-        raise ConnectionError("the server refused to continue the partial file, which was discarded") from error
-    with response:
-        resumed = response.status == 206  # 200 (or None, for file://) sends the whole file again
-        content_range = response.headers.get("Content-Range", "")
-        if resumed and not content_range.startswith(f"bytes {have}-"):
-            partial.unlink()
-            raise ConnectionError(f"asked for bytes from {have} on, the server sent {content_range!r}")
-        start = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else None
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=not progress)
-        with partial.open("ab" if resumed else "wb") as file, bar:
-            while block := _read(response):
-                file.write(block)
-                bar.update(len(block))
-    size = partial.stat().st_size
-    if total is not None and size != total:
-        raise ConnectionError(f"the connection closed after {size:,} of {total:,} bytes")
-
-
-def _read(response: Any) -> bytes:
-    """The next bytes; a broken connection must not look like a disk that cannot be written."""
-    try:
-        return response.read(_CHUNK)
-    except (OSError, HTTPException) as error:
-        raise ConnectionError(str(error) or type(error).__name__) from error
 
 
 def install_store(archive: Path, store: Path, force: bool = False, check: Callable[[Path], None] | None = None) -> None:
@@ -310,28 +187,3 @@ def content_digest(replay: ReplayData) -> str:
         digest.update(f"{name}{values.shape}".encode())
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
-
-
-def _check_sha256(path: Path, expected: str, remove: bool = False) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    found = digest.hexdigest()
-    if found == expected.lower():
-        return
-    if remove:
-        path.unlink()
-    action = "the download was discarded" if remove else "nothing was changed"
-    raise DownloadError(f"{path} has SHA-256 {found}, expected {expected.lower()}; {action}")
-
-
-def _check_download_arguments(url: str, sha256: str | None, retries: int, retry_delay: float) -> None:
-    if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise ValueError(f"url must begin with https://, http:// or file://, got {url!r}")
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
-    if retries < 0:
-        raise ValueError(f"retries must be at least 0, got {retries}")
-    if retry_delay < 0:
-        raise ValueError(f"retry_delay must be at least 0 seconds, got {retry_delay}")
