@@ -113,6 +113,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if class_labels is None:
             return None, None
         labels = torch.as_tensor(class_labels, device=device)
+        if labels.shape != (n,):
+            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; batch_size={n} needs one for each image")
         return labels, torch.full_like(labels, self.unet.config.num_class_embeds - 1)
 
     def _embed(self, prompts: list[str], device: torch.device) -> torch.Tensor:

@@ -53,6 +53,9 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device)
+            if class_labels.shape != (batch_size,):
+                found = tuple(class_labels.shape)
+                raise ValueError(f"class_labels has shape {found}; batch_size={batch_size} needs one for each image")
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         sample = sample * self.scheduler.init_noise_sigma if hasattr(self.scheduler, "init_noise_sigma") else sample
         if euler:

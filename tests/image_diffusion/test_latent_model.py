@@ -174,6 +174,9 @@ def test_a_saved_model_is_a_pipeline_that_draws_the_same(
         arguments["prompt"] = labels
     else:
         arguments |= {"batch_size": 3, "class_labels": labels}
+        if labels:
+            with pytest.raises(ValueError, match=r"class_labels has shape \(3,\); batch_size=1 needs one for each"):
+                loaded(num_inference_steps=steps, class_labels=labels)
     found = loaded(num_inference_steps=steps, guidance_scale=guidance, output_type="np", **arguments)[0]
     found = np.asarray(found).reshape(3, 8, 8, -1)
     difference = torch.from_numpy(found * 255).permute(0, 3, 1, 2).round().int() - expected.int()

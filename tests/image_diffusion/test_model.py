@@ -151,6 +151,9 @@ def test_a_saved_model_is_a_pipeline_that_draws_the_same(
     found = loaded(batch_size=3, num_inference_steps=steps, output_type="np", **arguments)[0]
     difference = torch.from_numpy(found * 255).permute(0, 3, 1, 2).round().int() - expected.int()
     assert int(difference.abs().max()) <= 1
+    if trained.n_classes:
+        with pytest.raises(ValueError, match=r"class_labels has shape \(2,\); batch_size=1 needs one for each image"):
+            loaded(class_labels=[1, 2], num_inference_steps=steps)
 
 
 def test_labels_reach_the_network_and_are_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
