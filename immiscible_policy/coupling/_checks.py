@@ -135,7 +135,8 @@ def _check_finite(data: Tensor, noise: Tensor | None, mask: Tensor | None) -> No
     if data.is_cuda:
         # Padding may hold anything; multiplying by the mask would keep its NaN.
         counted = data if mask is None else data.masked_fill(~mask, 0.0)
-        _LATE.check(torch.linalg.vector_norm(counted, dtype=dtype))
+        norm = torch.linalg.vector_norm(counted, dtype=dtype)
+        _LATE.check(norm if noise is None else norm + torch.linalg.vector_norm(noise, dtype=dtype))
         return
     total = torch.linalg.vector_norm(data, dtype=dtype)
     if noise is not None:
@@ -192,8 +193,8 @@ class LateCheck:
             del self._copies[norm.device]
             if not math.isfinite(float(host)):
                 raise ValueError(
-                    f"data must be finite and normalised, but at an earlier call its norm was {float(host)} (on "
-                    f"{norm.device} this is noticed late, so that no step waits for it)"
+                    "data and noise must be finite and normalised, but at an earlier call their norm was "
+                    f"{float(host)} (on {norm.device} this is noticed late, so that no step waits for it)"
                 )
         self._copies[norm.device] = self._begin_copy(norm)
 

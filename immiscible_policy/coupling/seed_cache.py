@@ -255,15 +255,21 @@ class SeedCache(Coupling):
         for name, dtype in (("seeds", torch.int64), ("visits", torch.int32)):
             table = state[name]
             found = (table.dtype, tuple(table.shape)) if isinstance(table, Tensor) else type(table).__name__
-            wanted = (size if size is not None else len(state["seeds"]), self.n_caches)
+            rows = len(state["seeds"]) if isinstance(state["seeds"], Tensor | list) else 0
+            wanted = (size if size is not None else rows, self.n_caches)
             if found != (dtype, wanted):
                 raise ValueError(
                     f"{name} of the state must be {dtype} of shape (n_data, n_caches) = {wanted}, got {found}"
                 )
+            if table.numel() and int(table.min()) < 0:
+                raise ValueError(f"{name} of the state must be at least 0, got {int(table.min())}")
+        base = state["base"]
+        if isinstance(base, Tensor) and base.numel() == 1:
+            base = base.item()
+        if isinstance(base, bool) or not isinstance(base, int):
+            raise ValueError(f"base of the state must be an integer, got {base!r}")
         self._state.update(
-            seeds=state["seeds"].detach().cpu().clone(),
-            visits=state["visits"].detach().cpu().clone(),
-            base=int(state["base"]),
+            seeds=state["seeds"].detach().cpu().clone(), visits=state["visits"].detach().cpu().clone(), base=base
         )
         if self.n_data is None:
             self._state["n_data"] = state["seeds"].shape[0]

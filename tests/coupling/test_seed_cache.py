@@ -433,9 +433,19 @@ def test_states_of_other_caches_are_refused():
         assert other.state_dict() == {}
     with pytest.raises(ValueError, match=r"state of SeedCache must hold seeds, visits and base, got the keys \['a'\]"):
         coupling.load_state_dict({"a": 1})
-    for name, value in (("visits", state["visits"][:7]), ("visits", state["visits"].long()), ("seeds", [1])):
+    for name, value in (
+        ("visits", state["visits"][:7]),
+        ("visits", state["visits"].long()),
+        ("visits", state["visits"] - 100),
+        ("seeds", [1]),
+        ("seeds", state["seeds"] - 2**40),
+        ("base", "one"),
+        ("base", 0.5),
+    ):
         with pytest.raises(ValueError, match=f"{name} of the state must be"):
             coupling.load_state_dict({**state, name: value})
+    with pytest.raises(ValueError, match="seeds of the state must be"):
+        SeedCache(n_caches=2).load_state_dict({**state, "seeds": None})
     unfitted = SeedCache(n_caches=2)
     unfitted.load_state_dict(state)
     with pytest.raises(ValueError, match=r"indices must be in \[0, n_data\) = \[0, 8\), got 8 to 8"):
