@@ -239,7 +239,7 @@ def test_norms_on_a_gpu_are_read_when_they_have_arrived():
     check(torch.tensor(1.0))  # the first is still under way
     assert len(arrived) == 1
     arrived[0] = True
-    with pytest.raises(ValueError, match="data and noise must be finite .* at an earlier call their norm was nan"):
+    with pytest.raises(ValueError, match=r"data and noise must be finite .* at an earlier call their norm was nan"):
         check(torch.tensor(1.0))
     for _ in range(3):
         check(torch.tensor(2.0))
