@@ -7,19 +7,21 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from immiscible_policy.download import DownloadError
-from immiscible_policy.run_setup import is_main_process
+from immiscible_policy.run_setup import is_main_process, made_by
 from immiscible_policy.training import DivergedError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -62,6 +64,15 @@ def check_action(cfg: DictConfig, actions: Sequence[str]) -> None:
         raise ValueError(f"processes={cfg.processes}: must be at least 1")
 
 
+def interruptible(main: Callable[[], int | None]) -> int:
+    """The exit code of a script's function; Ctrl-C ends it in one line."""
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
 def check_none_failed(failed: Sequence[str]) -> None:
     """Raise a ValueError that names the runs of a grid that failed, so that its script ends with code 1."""
     if failed:
@@ -77,6 +88,8 @@ def run(entry: Callable[[], None], config_name: str) -> None:
     Set HYDRA_FULL_ERROR=1 for tracebacks.
     """
     sys.argv = quote_values(sys.argv)
+    if problem := wrong_kind(sys.argv, config_name):
+        fail(problem)
     if WANTS_TRACEBACKS:
         entry()
         return
@@ -112,6 +125,63 @@ def _quoted(argument: str, parser: OverridesParser) -> str:
                 if str(parser.parse_override(f"{name}={candidate}").value()) == value:
                     return f"{name}={candidate}"
     return argument
+
+
+# Switches that are also the name of a mode.
+_SWITCHES_OR_NAMES = ("compile",)
+
+
+def wrong_kind(argv: Sequence[str], config_name: str) -> str | None:
+    """What is wrong with an argument that is no setting, or text where the configuration has a number or a switch.
+
+    Hydra takes them: ``tensorboard=no`` would be text, which is true. None where nothing is wrong, or where it is Hydra
+    that will say what is.
+    """
+    given = [argument for argument in argv[1:] if not argument.startswith("-")]
+    stray = next((argument for argument in given if "=" not in argument and not argument.startswith("~")), None)
+    if stray is not None and len(given) == len(argv) - 1:  # else it may be what an option of Hydra's takes
+        first = next((key for key, value in _content(config_name).items() if value == "???"), "name")
+        return f"{stray}: settings are given as name=value, such as {first}={stray}"
+    parsed: list[Override] = []
+    with contextlib.suppress(HydraException):
+        parsed = OverridesParser.create().parse_overrides(given)
+    groups = [override for override in parsed if (CONFIG_DIR / override.key_or_group).is_dir()]
+    settings = [
+        override
+        for override in parsed
+        if override not in groups and override.type == OverrideType.CHANGE and not override.is_sweep_override()
+    ]
+    kinds = (str, int, float, bool)
+    if not any(type(override.value()) in kinds for override in settings):
+        return None
+    try:
+        default = _default_config(config_name, [str(override.input_line) for override in groups])
+    except (HydraException, OmegaConfBaseException):
+        return None
+    for override in settings:
+        name, value = override.key_or_group, override.value()
+        with contextlib.suppress(OmegaConfBaseException):
+            usual = OmegaConf.select(default, name)
+            wanted = _wanted(usual, value)
+            if wanted and name.rpartition(".")[2] not in _SWITCHES_OR_NAMES and "${" not in str(value):
+                return f"{name}={value}: must be {wanted}"
+    return None
+
+
+def _wanted(usual: Any, value: Any) -> str | None:
+    """What a value should be where the usual one is of another kind; None where it will do."""
+    if isinstance(usual, bool):
+        return None if isinstance(value, bool | None) else "true or false"
+    if isinstance(usual, int | float):
+        return "a number" if isinstance(value, str | bool) else None
+    if isinstance(usual, ListConfig):
+        return None if isinstance(value, list | None) else f"a list: [{value}]"
+    return None
+
+
+def _content(config_name: str) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"), resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def one_line_errors(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -166,10 +236,10 @@ def explain(error: BaseException, config_name: str) -> str:
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
 
 
-def _default_config(config_name: str) -> DictConfig:
+def _default_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name)
+        return compose(config_name, [*overrides])
 
 
 def _groups(config_name: str) -> set[str]:
@@ -186,6 +256,8 @@ def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
     folder = Path(folders[-1])
     if not (folder / ".hydra" / "config.yaml").is_file():
         fail(f"resume={folder}: not a run folder (it holds no .hydra/config.yaml)")
+    if (script := made_by(folder)) not in (None, Path(argv[0]).stem):
+        fail(f"resume={folder}: a run of scripts/{script}.py, which goes on with it")
     changed = [arg for arg in argv[1:] if arg.split("=")[0] not in RESUME_OVERRIDES and not arg.startswith("-")]
     if changed:
         fail(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.checks import is_integer
 from immiscible_policy.training import Trainer, TrainerConfig
@@ -21,10 +23,23 @@ PATIENCE = timedelta(hours=12)
 
 def plain_settings(node: DictConfig) -> dict[str, Any]:
     """A part of the configuration as a dictionary, interpolations resolved."""
-    content = OmegaConf.to_container(node, resolve=True)
+    content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if not isinstance(content, dict):
         raise ValueError(f"expected a mapping in the configuration, found {content!r}")
     return {str(key): value for key, value in content.items()}
+
+
+def made_by(run_dir: Path) -> str | None:
+    """The script that a run was started with, such as ``train_policy``; None where Hydra's record does not say.
+
+    It is known by its configuration's name.
+    """
+    record = run_dir / ".hydra" / "hydra.yaml"
+    try:
+        name = OmegaConf.select(OmegaConf.load(record), "hydra.job.config_name")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):  # absent, or damaged
+        return None
+    return name if isinstance(name, str) else None
 
 
 def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from immiscible_policy import cli
@@ -22,6 +21,7 @@ from immiscible_policy.coupling.survey import STATISTICS
 from immiscible_policy.evaluation.coupling_data import NamedData, array_data, pusht_data
 from immiscible_policy.evaluation.coupling_figure import plot_tsne
 from immiscible_policy.evaluation.coupling_report import analyze, markdown, tracked_data, write_report
+from immiscible_policy.run_setup import set_threads
 
 EPILOG = f"""\
 data
@@ -104,7 +104,7 @@ def progress(steps: Iterable[int], name: str) -> Iterable[int]:
 
 def run(arguments: argparse.Namespace) -> None:
     couplings = dict(named_coupling(text.strip()) for text in arguments.couplings)
-    torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     named = load(arguments)
     print(f"{named.description}\n")
     sizes = (arguments.batch_size, arguments.noises, arguments.seed)
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.interruptible(main))

@@ -5,6 +5,7 @@ with 95% intervals over training seeds and episodes, and each coupling's paired 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from immiscible_policy import cli
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.interruptible(main))

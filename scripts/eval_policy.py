@@ -8,10 +8,13 @@ from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, metrics_table
-from immiscible_policy.policy import load_policy
+from immiscible_policy.policy import InferenceCoupling, load_policy
 from immiscible_policy.policy_run import last_policy_folder
 from immiscible_policy.run_setup import set_threads
 from immiscible_policy.training.precision import resolve_device
+
+# What only some ways of choosing the initial noise look at.
+NOISE_CHOICES = ("first_chunk", "selection", "known_only")
 
 
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="eval_policy", version_base="1.3")
@@ -20,6 +23,9 @@ def main(cfg: DictConfig) -> None:
     set_threads(cfg.num_threads)
     folder = last_policy_folder(Path(cfg.checkpoint))
     policy = load_policy(folder, resolve_device(cfg.device))
+    chosen = InferenceCoupling(cfg.inference_coupling, cfg.first_chunk, cfg.selection, cfg.known_only, cfg.noise_scale)
+    if unused := [f"{name}={cfg[name]}" for name in NOISE_CHOICES if cfg[name] != getattr(chosen, name)]:
+        raise ValueError(f"{', '.join(unused)}: nothing that inference_coupling={chosen.mode} looks at")
     if cfg.legacy is not None:
         policy.task["legacy"] = cfg.legacy
     config = EvaluationConfig(
@@ -38,10 +44,12 @@ def main(cfg: DictConfig) -> None:
     )
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     report = evaluate_policy(policy, config, output_dir)
-    settings = report["settings"]
+    settings, chooser = report["settings"], config.selection or policy.coupling
+    noise = "N(0, I)" if config.inference_coupling == "none" else f"{config.inference_coupling} by {chooser}"
+    noise += "" if config.noise_scale == 1 else f" times {config.noise_scale:g}"
     print(
         f"{folder}: {cfg.n_episodes} episodes from seed {cfg.seed_start}, {settings['sampler']} with "
-        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}"
+        f"{settings['num_inference_steps']} steps, noise {noise}, legacy={settings['task']['legacy']}"
     )
     print(metrics_table(report["metrics"]))
     print(f"everything {output_dir / 'eval.json'}")

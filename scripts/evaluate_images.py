@@ -24,7 +24,7 @@ from image_diffusion.evaluation import (
 )
 from image_diffusion.metrics import METRICS, save_measurements
 from image_diffusion.model import last_model_folder, load_image_model
-from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain
+from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain, interruptible
 from immiscible_policy.run_setup import check_dataset, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
@@ -77,6 +77,7 @@ def reference_data(arguments: argparse.Namespace) -> ImageDataset:
         loaded = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(arguments.overrides))
         assert isinstance(loaded, DictConfig)
         cfg = loaded
+        check_dataset(cfg, "format", "images")
     else:
         raise ValueError(f"--dataset is not set, and {arguments.images} is no run folder that names its data")
     return load_images(ImageSource.from_config(plain_settings(cfg.dataset)))
@@ -98,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         device = resolve_device(arguments.device)
         is_model = any((arguments.images / name).exists() for name in ("checkpoints", "image_model.json"))
+        if not arguments.images.exists():
+            raise ValueError(f"{arguments.images}: no such folder or archive of images, nor a run or model folder")
+        if arguments.output is not None:  # what cannot be written is known before anything is measured
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
         data = reference_data(arguments)
         extractor = build_extractor(config, data.image_size, data.channels, device)
         reference = data_reference(data, extractor, config)
@@ -124,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

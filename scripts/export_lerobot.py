@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.pusht.geometry import GOAL_POSE
+from immiscible_policy.cli import interruptible
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.lerobot_export import TASK, export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
@@ -73,4 +74,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

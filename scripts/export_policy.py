@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from benchmark_timing import interleaved, quartiles, seconds_per_call, spread
 
+from immiscible_policy.cli import interruptible
 from immiscible_policy.policy import load_policy, run_policy
 from immiscible_policy.policy.export import Export, export_policy
 from immiscible_policy.policy.export_description import FILES
@@ -107,4 +108,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

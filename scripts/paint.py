@@ -13,6 +13,7 @@ from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.painting import MASKS, build_mask, load_folder, paint
 from image_diffusion.sampling import grid_path, save_grid, save_pictures
+from immiscible_policy.cli import interruptible
 from immiscible_policy.run_setup import plain_settings
 from immiscible_policy.training.precision import resolve_device
 
@@ -115,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

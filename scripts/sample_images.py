@@ -7,6 +7,7 @@ from pathlib import Path
 
 from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.sampling import FORMATS, grid_path, load_pictures, save_grid, save_samples
+from immiscible_policy.cli import interruptible
 from immiscible_policy.training.precision import resolve_device
 
 TEXT = """\
@@ -79,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

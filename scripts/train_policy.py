@@ -21,10 +21,12 @@ def main(cfg: DictConfig) -> None:
     print(metrics_table(summary["final"]))
     print(f"summary    {run_dir / 'summary.json'}")
     print(f"policy     {last_policy_folder(run_dir)}")
-    print(f"videos     {run_dir / 'media'}")
-    print(f"film strip {run_dir / 'media' / 'film_strip.png'}")
-    if (run_dir / "report.html").exists():
-        print(f"report     {run_dir / 'report.html'}")
+    strip, report = run_dir / "media" / "film_strip.png", run_dir / "report.html"
+    if strip.exists():
+        print(f"videos     {strip.parent}")
+        print(f"film strip {strip}")
+    if report.exists():
+        print(f"report     {report}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What the scripts share: values that Hydra's grammar would refuse."""
+"""What the scripts share: values that Hydra's grammar would refuse or take wrongly, resume, interruption."""
+
+import re
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from immiscible_policy import cli
 from immiscible_policy.cli import quote_values
 
 
@@ -38,3 +42,63 @@ def test_any_path_is_itself_or_left_alone(value: str) -> None:
     (argument,) = quote_values(["script", f"folder={value}"])[1:]
     if argument != f"folder={value}":
         assert OverridesParser.create().parse_override(argument).value() == value
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "problem"),
+    [
+        ("train_policy", ["trainer.tensorboard=no"], "trainer.tensorboard=no: must be true or false"),
+        ("train_policy", ["policy.mask_padding=1"], "policy.mask_padding=1: must be true or false"),
+        ("train_policy", ["coupling=knn", "coupling.correct_norm=off"], "coupling.correct_norm=off: must be true or"),
+        ("eval_policy", ["checkpoint=a", "known_only=no"], "known_only=no: must be true or false"),
+        ("reproduce", ["finish=maybe"], "finish=maybe: must be true or false"),
+        ("train_policy", ["steps=abc"], "steps=abc: must be a number"),
+        ("train_policy", ["dataset.val_ratio=abc"], "dataset.val_ratio=abc: must be a number"),
+        ("train_policy", ["policy.network.down_dims=64"], r"down_dims=64: must be a list: \[64\]"),
+        ("reproduce", ["join=a/results.parquet"], r"join=a/results.parquet: must be a list: \[a/results.parquet\]"),
+        ("reproduce", ["experiment=quick", "experiment.seeds=0"], r"experiment.seeds=0: must be a list: \[0\]"),
+        ("train_image", ["method=fm", "steps=abc"], "steps=abc: must be a number"),
+        ("eval_policy", ["outputs/a"], "outputs/a: settings are given as name=value, such as checkpoint=outputs/a"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(config: str, arguments: list[str], problem: str) -> None:
+    assert re.search(problem, str(cli.wrong_kind(["script", *arguments], config)))
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [
+        ("train_policy", ["coupling=knn", "k=2", "steps=10", "trainer.tensorboard=false", "epochs=null"]),
+        ("train_policy", ["-m", "seed=0,1,2", "coupling=none,knn"]),
+        ("train_policy", ["trainer.learning_rate=1e-3", "trainer.compile=default", "name=run 3"]),
+        ("train_policy", ["coupling=mixture", "coupling@coupling.coupling=assignment", "coupling.p=[0.0,1.0]"]),
+        ("train_policy", ["coupling=warmup", "coupling.anneal_to={k: 1}", "task.goal_pose=[1,2,3]"]),
+        ("train_policy", ["nonsense=3", "coupling=knnn"]),  # of which Hydra says what is wrong
+        ("train_policy", ["batch_size=${k}", "evaluation.noise_scale=1", "hydra.run.dir=outputs/a"]),
+        ("eval_policy", ["checkpoint=outputs/step=10", "n_episodes=3"]),
+        ("reproduce", ["join=[a/results.parquet]", "processes=2", "mixed_precision=bf16"]),
+        ("train_policy", ["--config-dir", "elsewhere", "steps=3"]),
+    ],
+)
+def test_values_of_the_right_kind_pass(config: str, arguments: list[str]) -> None:
+    assert cli.wrong_kind(["script", *arguments], config) is None
+
+
+def test_only_the_script_of_a_run_resumes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("k: 2")
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: train_image}}")
+    with pytest.raises(SystemExit):
+        cli.point_hydra_at_resumed_run(["scripts/train_policy.py", f"resume={tmp_path}"])
+    assert "a run of scripts/train_image.py, which goes on with it" in capsys.readouterr().err
+    assert cli.point_hydra_at_resumed_run(["scripts/train_image.py", f"resume={tmp_path}"])[2:]
+
+
+def test_ctrl_c_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.interruptible(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert cli.interruptible(lambda: None) == 0
+    assert cli.interruptible(lambda: 3) == 3

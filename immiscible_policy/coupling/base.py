@@ -138,6 +138,11 @@ class Coupling(ABC):
         return False
 
     @property
+    def takes_noise(self) -> bool:
+        """Whether calls may give ``noise``."""
+        return True
+
+    @property
     def caveat(self) -> str | None:
         """One sentence on what sampling from the source does not reproduce of the training noise; None if nothing."""
         return None

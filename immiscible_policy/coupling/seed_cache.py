@@ -192,6 +192,10 @@ class SeedCache(Coupling):
         return not self._is_snapshot
 
     @property
+    def takes_noise(self) -> bool:
+        return False
+
+    @property
     def caveat(self) -> str | None:
         seen = "for ever" if self.resample_every is None else f"for {self.resample_every} visits"
         return (

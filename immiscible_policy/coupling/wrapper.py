@@ -42,6 +42,10 @@ class Wrapper(Coupling):
         return self.coupling.uses_indices
 
     @property
+    def takes_noise(self) -> bool:
+        return self.coupling.takes_noise
+
+    @property
     def is_rowwise(self) -> bool:
         return self.coupling.is_rowwise
 

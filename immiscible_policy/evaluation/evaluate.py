@@ -39,7 +39,7 @@ class EvaluationConfig:
         num_inference_steps: network calls for an action chunk; None takes the policy's own.
         sampler: another of the objective's samplers than the policy's own, which None takes.
         noise_seed: of the policy's initial noises.
-        n_videos: how many of the first episodes are recorded.
+        n_videos: how many of the first episodes are recorded; of fewer episodes all are.
         mixed_precision: auto | fp32 | bf16 | fp16 for the network.
         inference_coupling, first_chunk, selection, known_only, noise_scale: of the initial noise, see
             ``InferenceCoupling``, which sets what a mode has no use for to its default.
@@ -69,8 +69,8 @@ class EvaluationConfig:
             check_integer(name, getattr(self, name), least)
         if self.num_inference_steps is not None:
             check_integer("num_inference_steps", self.num_inference_steps, 1)
-        if not 0 <= self.n_videos <= self.n_episodes:
-            raise ValueError(f"n_videos={self.n_videos}: must be between 0 and n_episodes={self.n_episodes}")
+        check_integer("n_videos", self.n_videos, 0)
+        object.__setattr__(self, "n_videos", min(self.n_videos, self.n_episodes))
 
     @property
     def seeds(self) -> list[int]:

@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from immiscible_policy.evaluation.report_data import REPORT, SOURCES, find_runs, is_run
+from immiscible_policy.evaluation.report_data import POLICY_SCRIPT, REPORT, SOURCES, find_runs, is_run
 from immiscible_policy.evaluation.report_experiment import experiment_context
 from immiscible_policy.evaluation.report_media import Media
 from immiscible_policy.evaluation.report_run import run_context
 from immiscible_policy.files import write_text
+from immiscible_policy.run_setup import made_by
 
 MAX_EMBEDDED_MB = 24.0
 
@@ -52,6 +53,8 @@ def write_report(folder: Path, max_embedded_mb: float = MAX_EMBEDDED_MB) -> Repo
         raise ValueError(f"max_embedded_mb={max_embedded_mb}: must be at least 0")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    if is_run(folder) and (script := made_by(folder)) not in (None, POLICY_SCRIPT):
+        raise ValueError(f"{folder}: a run of scripts/{script}.py; reports are of policies' runs ({POLICY_SCRIPT}.py)")
     media = Media(folder, max_embedded_mb)
     if is_run(folder):
         name, context = "run.html.jinja", run_context(folder, media)

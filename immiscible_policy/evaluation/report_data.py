@@ -19,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.coupling import __all__ as couplings
 from immiscible_policy.data.sources import demonstrations_text
+from immiscible_policy.run_setup import made_by
 from immiscible_policy.training.metrics import read_metrics
 
 REPORT = "report.html"
+POLICY_SCRIPT = "train_policy"
 # The files of a run folder that its report is made from, besides media.
 SOURCES = (
     *("summary.json", "media/eval.json", "demonstrations.json", "metrics.jsonl"),
@@ -122,10 +124,10 @@ class RunRecord:
         precision = part(self.summary or {}, "precision")
         if precision and not any(override.startswith("trainer.mixed_precision=") for override in given):
             given.append(f"trainer.mixed_precision={precision}")
-        return self.command("train_policy", *given)
+        return self.command(POLICY_SCRIPT, *given)
 
     def resume_command(self) -> str:
-        return self.command("train_policy", f"resume={self.path_for_commands()}")
+        return self.command(POLICY_SCRIPT, f"resume={self.path_for_commands()}")
 
     @staticmethod
     def command(script: str, *arguments: str) -> str:
@@ -162,11 +164,12 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders below a folder, in the order of their names; runs do not hold runs."""
+    """The policies' run folders below a folder, in the order of their names; runs do not hold runs."""
     found = []
     for path, names, _ in os.walk(folder):
         if is_run(Path(path)):
-            found.append(Path(path))
+            if made_by(Path(path)) in (None, POLICY_SCRIPT):
+                found.append(Path(path))
             names.clear()
         names[:] = sorted(name for name in names if name not in _NEVER_RUNS)
     return found

@@ -108,6 +108,8 @@ def load_results(path: Path) -> Results:
     """
     try:
         return Results(pq.read_table(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; results of an experiment are a results.parquet") from error
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the results of an experiment ({error})") from error
 

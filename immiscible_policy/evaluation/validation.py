@@ -28,7 +28,8 @@ class _OfCommonNoise(Wrapper):
 
     def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
         common = self._drawn(data, noise, context)
-        return self._by(self.coupling, data, common, replace(context, generator=self.choices))
+        given = common if self.coupling.takes_noise else None
+        return self._by(self.coupling, data, given, replace(context, generator=self.choices))
 
 
 @torch.no_grad()
@@ -39,7 +40,8 @@ def validation_losses(
 
     A coupling lowers the loss that it is trained under by construction, so only the loss on independent noise can be
     compared between couplings; the gap between the two says how much of a lower loss the coupling itself accounts for.
-    Both use the same diffusion times and, before pairing, the same noises at every call.
+    Both use the same diffusion times and, before pairing, the same noises at every call (but for couplings that make
+    all noises themselves).
 
     Args:
         model: ``model(batch, coupling, generator) -> scalar``, in evaluation mode.

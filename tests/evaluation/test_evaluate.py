@@ -111,10 +111,14 @@ def test_a_policy_without_a_task_is_refused() -> None:
         evaluate_policy(small_policy(task={"name": "?"}), EvaluationConfig(n_episodes=1, n_videos=0), progress=False)
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_episodes", 0), ("n_videos", 6)])
+@pytest.mark.parametrize(("name", "value"), [("n_episodes", 0), ("n_videos", -1)])
 def test_wrong_settings_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         EvaluationConfig(**{"n_episodes": 5, "n_videos": 0, name: value})
+
+
+def test_of_few_episodes_all_are_recorded() -> None:
+    assert EvaluationConfig(n_episodes=2, n_videos=4).n_videos == 2
 
 
 def test_not_a_number_becomes_null(tmp_path: Path) -> None:
