@@ -87,10 +87,10 @@ class Window:
     _open = 0
 
     def __init__(self, frames_per_second: int) -> None:
-        Window._open += 1
         pygame.display.init()
         pygame.display.set_caption("PushT")
         self._screen = pygame.display.set_mode((geometry.WINDOW_SIZE, geometry.WINDOW_SIZE))
+        Window._open += 1
         self._clock = pygame.time.Clock()
         self._frames_per_second = frames_per_second
 
