@@ -63,13 +63,13 @@ class Recording(nn.Module):
         return noise.mean()
 
 
-@pytest.mark.parametrize("coupling", [KNN(k=2), Mixture(KNN(k=2), p=(0.0, 0.0)), LinearAssignment()])
 def test_couplings_that_make_all_noises_themselves_are_measured() -> None:
     coupling = SeedCache(300)
     losses = validation_losses(Zero(), Data(), Mixture(coupling, p=0.5))
     assert set(losses) == {"validation/loss_independent", "validation/loss_coupled"}
 
 
+@pytest.mark.parametrize("coupling", [KNN(k=2), Mixture(KNN(k=2), p=(0.0, 0.0)), LinearAssignment()])
 def test_both_losses_are_of_the_same_times_and_noises(coupling: Coupling) -> None:
     model = Recording()
     validation_losses(model, Data(), coupling, batch_size=128)
