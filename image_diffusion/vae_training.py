@@ -21,7 +21,7 @@ from image_diffusion.base_model import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling, Independent
-from immiscible_policy.files import write_json
+from immiscible_policy.files import replace_folder, staging_folder, write_json
 from immiscible_policy.run_setup import (
     begin_run,
     check_dataset,
@@ -32,7 +32,6 @@ from immiscible_policy.run_setup import (
     trainer_config,
 )
 from immiscible_policy.training import Trainer
-from immiscible_policy.training.checkpoint import replace_folder, staging_folder
 
 ENCODED_AT_ONCE = 64
 # Images that the scale of the latents is measured on.

@@ -140,25 +140,25 @@ def wrong_kind(argv: Sequence[str], config_name: str) -> str | None:
     given = [argument for argument in argv[1:] if not argument.startswith("-")]
     stray = next((argument for argument in given if "=" not in argument and not argument.startswith("~")), None)
     if stray is not None and len(given) == len(argv) - 1:  # else it may be what an option of Hydra's takes
-        first = next((key for key, value in _content(config_name).items() if value == "???"), "name")
+        settings = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
+        first = next((str(key) for key in settings if OmegaConf.is_missing(settings, key)), "name")
         return f"{stray}: settings are given as name=value, such as {first}={stray}"
     parsed: list[Override] = []
     with contextlib.suppress(HydraException):
         parsed = OverridesParser.create().parse_overrides(given)
     groups = [override for override in parsed if (CONFIG_DIR / override.key_or_group).is_dir()]
-    settings = [
+    changes = [
         override
         for override in parsed
         if override not in groups and override.type == OverrideType.CHANGE and not override.is_sweep_override()
     ]
-    kinds = (str, int, float, bool)
-    if not any(type(override.value()) in kinds for override in settings):
+    if not changes:
         return None
     try:
         default = _default_config(config_name, [str(override.input_line) for override in groups])
     except (HydraException, OmegaConfBaseException):
         return None
-    for override in settings:
+    for override in changes:
         name, value = override.key_or_group, override.value()
         with contextlib.suppress(OmegaConfBaseException):
             usual = OmegaConf.select(default, name)
@@ -177,11 +177,6 @@ def _wanted(usual: Any, value: Any) -> str | None:
     if isinstance(usual, ListConfig):
         return None if isinstance(value, list | None) else f"a list: [{value}]"
     return None
-
-
-def _content(config_name: str) -> dict[str, Any]:
-    content = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"), resolve=False)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def one_line_errors(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -61,20 +61,21 @@ def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> 
     joined = {}
     for cell in cells:
         results = trainings.get(settings_of(cell.overrides))
-        if results is None:
+        if results is None or is_done(experiment, cell):
             continue
         asked_for = _asked_for(results, experiment, cell)
-        if not cell.is_trained or _adds(asked_for, experiment, cell):
+        if not cell.is_trained or any(_lacked(asked_for, experiment, cell)):
             joined[cell.folder] = asked_for
     return joined
 
 
-def _adds(results: RunResults, experiment: Experiment, cell: Cell) -> bool:
-    """Whether they have something of the experiment that a cell trained here lacks so far."""
-    found, own = _evaluations(results), results.own_sampler
-    if any(_rows_of(found, config, own) for config in cell.missing(experiment.evaluation_configs(cell))):
-        return True
-    return any(results.record[name] is not None for name in experiment.missing_measurements(cell))
+def _lacked(
+    results: RunResults, experiment: Experiment, cell: Cell
+) -> tuple[dict[EvaluationConfig, list[Row]], list[str]]:
+    """Evaluations and measurements of the experiment that they have, and a cell trained here lacks so far."""
+    found, configs = _evaluations(results), cell.missing(experiment.evaluation_configs(cell))
+    known = {config: rows for config in configs if (rows := _rows_of(found, config, results.own_sampler))}
+    return known, [name for name in experiment.missing_measurements(cell) if results.record[name] is not None]
 
 
 def incomplete(experiment: Experiment, folder: Path, joined: Mapping[Path, RunResults]) -> list[Cell]:
@@ -104,16 +105,12 @@ def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: C
     results = joined.get(cell.folder)
     if results is None or is_done(experiment, cell):
         return ""
-    configs = cell.missing(experiment.evaluation_configs(cell))
-    measurements = experiment.missing_measurements(cell)
     rollouts = rollouts_of(results_of_cell(experiment.name, cell.folder))
     if not rollouts or rollouts != rollouts_of(results):
         return "not the policy of the joined results, which are therefore not used for it"
-    found = _evaluations(results)
-    known = {config: rows for config in configs if (rows := _rows_of(found, config, results.own_sampler))}
+    known, measured = _lacked(results, experiment, cell)
     for config, rows in known.items():
         write_evaluation_rows(cell.evaluation_file(config), rows)
-    measured = [name for name in measurements if results.record[name] is not None]
     for name in measured:
         write_json(cell.measurement_file(name), results.record[name])
     if not (known or measured):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,3 +60,34 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put the finished folder ``source`` in the place of ``target``.
+
+    A folder cannot be replaced in one system call, so the old one first moves aside; readers look there too.
+    """
+    old = set_aside(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def staging_folder(target: Path) -> Path:
+    """An empty folder beside ``target`` to write into before ``replace_folder``."""
+    staging = staging_path(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def staging_path(target: Path) -> Path:
+    """The name of that folder: hidden, as that of the old folder is, so that neither can be a folder of the user's."""
+    return target.with_name(f".{target.name}.tmp")
+
+
+def set_aside(folder: Path) -> Path:
+    """Where ``replace_folder`` keeps the old folder until the new one is there, and where a kill can leave it."""
+    return folder.with_name(f".{folder.name}.old")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
-from immiscible_policy.checks import is_integer
+from immiscible_policy.checks import check_seed
 from immiscible_policy.files import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -139,8 +139,8 @@ def check_grid(factors: Mapping[str, Mapping[str, Sequence[str]]], seeds: Sequen
     Raises:
         ValueError: a factor has no levels, levels cannot be told apart, or training seeds are missing or not different.
     """
-    if not all(is_integer(seed, 0) and seed < 2**32 for seed in seeds):
-        raise ValueError(f"seeds={list(seeds)}: must be integers of at least 0 and below 2^32")
+    for seed in seeds:
+        check_seed(seed)
     empty = [name for name, levels in factors.items() if not levels]
     if empty or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={list(seeds)} must be different ones, and factors have levels; empty: {empty}")

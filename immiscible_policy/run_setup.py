@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from immiscible_policy.checks import is_integer
+from immiscible_policy.checks import check_seed, is_integer
 from immiscible_policy.training import Trainer, TrainerConfig
 from immiscible_policy.training.memory import keep_freed_memory
 from immiscible_policy.training.precision import resolve_device
@@ -65,8 +65,7 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     set_threads(cfg.num_threads)
     keep_freed_memory()
-    if not is_integer(cfg.seed, 0) or cfg.seed >= 2**32:
-        raise ValueError(f"seed={cfg.seed!r}: must be an integer of at least 0 and below 2^32")
+    check_seed(cfg.seed)
     set_seed(cfg.seed)
 
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, metrics_table
-from immiscible_policy.policy import InferenceCoupling, load_policy
+from immiscible_policy.policy import load_policy
 from immiscible_policy.policy_run import last_policy_folder
 from immiscible_policy.run_setup import set_threads
 from immiscible_policy.training.precision import resolve_device
@@ -23,9 +23,6 @@ def main(cfg: DictConfig) -> None:
     set_threads(cfg.num_threads)
     folder = last_policy_folder(Path(cfg.checkpoint))
     policy = load_policy(folder, resolve_device(cfg.device))
-    chosen = InferenceCoupling(cfg.inference_coupling, cfg.first_chunk, cfg.selection, cfg.known_only, cfg.noise_scale)
-    if unused := [f"{name}={cfg[name]}" for name in NOISE_CHOICES if cfg[name] != getattr(chosen, name)]:
-        raise ValueError(f"{', '.join(unused)}: nothing that inference_coupling={chosen.mode} looks at")
     if cfg.legacy is not None:
         policy.task["legacy"] = cfg.legacy
     config = EvaluationConfig(
@@ -42,6 +39,8 @@ def main(cfg: DictConfig) -> None:
         known_only=cfg.known_only,
         noise_scale=cfg.noise_scale,
     )
+    if unused := [f"{name}={cfg[name]}" for name in NOISE_CHOICES if cfg[name] != getattr(config, name)]:
+        raise ValueError(f"{', '.join(unused)}: nothing that inference_coupling={config.inference_coupling} looks at")
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     report = evaluate_policy(policy, config, output_dir)
     settings, chooser = report["settings"], config.selection or policy.coupling

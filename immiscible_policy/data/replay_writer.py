@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from immiscible_policy.data.growing_array import GrowingArray, write_file
 from immiscible_policy.data.replay import STEP_SHAPES, WRITER_ATTRIBUTE, DataError, open_store
+from immiscible_policy.files import replace_folder, set_aside, staging_folder, staging_path
 
 _GROUP = {"zarr_format": 2}
 _LAYOUT_VERSION = 1
@@ -88,7 +89,7 @@ class ReplayWriter:
             store.append(_checked_episode(episode, store.step_shapes))
             return
         checked = _checked_episode(episode, None)
-        staging = _new_folder(self.path, "tmp")
+        staging = staging_folder(self.path)
         _create(staging, checked, self._attributes).append(checked)
         os.rename(staging, self.path)
 
@@ -104,7 +105,8 @@ class ReplayWriter:
             _Store(self.path).drop_last()
             return
         # A store without episodes would not load; renamed first, because removal is not atomic.
-        dropped = _free_path(self.path, "tmp")
+        dropped = staging_path(self.path)
+        shutil.rmtree(dropped, ignore_errors=True)
         os.rename(self.path, dropped)
         shutil.rmtree(dropped)
 
@@ -134,7 +136,7 @@ def write_replay(
         raise FileExistsError(f"{path} is a file; allowed: a folder, or a path where nothing is yet")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; nothing was changed (overwrite=True replaces it)")
-    staging = _new_folder(path, "tmp")
+    staging = staging_folder(path)
     try:
         store: _Store | None = None
         for index, episode in enumerate(episodes):
@@ -146,9 +148,7 @@ def write_replay(
             store.append(checked)
         if store is None:
             raise ValueError("episodes is empty; allowed: at least one episode")
-        if path.exists():
-            os.rename(path, _free_path(path, "old"))
-        os.rename(staging, path)
+        replace_folder(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _undo_replacing(path)
@@ -288,28 +288,9 @@ def _own_attributes(path: Path) -> dict[str, Any]:
     return found
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    """A name beside `path` for this writer alone: hidden, as `<store>.old` may be somebody's backup."""
-    return path.with_name(f".{path.name}.{suffix}")
-
-
-def _free_path(path: Path, suffix: str) -> Path:
-    """A name beside `path`, freed of what a killed process left there."""
-    free = _beside(path, suffix)
-    if free.exists():
-        shutil.rmtree(free)
-    return free
-
-
-def _new_folder(path: Path, suffix: str) -> Path:
-    folder = _free_path(path, suffix)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def _undo_replacing(path: Path) -> None:
     """Bring the old store back where `write_replay` was killed before the new one was there."""
-    old = _beside(path, "old")
+    old = set_aside(path)
     if old.exists() and not path.exists():
         os.rename(old, path)
 
@@ -317,4 +298,4 @@ def _undo_replacing(path: Path) -> None:
 def _remove_replaced(path: Path) -> None:
     """Remove the old store where `write_replay` was killed when the new one was there already."""
     if path.exists():
-        shutil.rmtree(_beside(path, "old"), ignore_errors=True)
+        shutil.rmtree(set_aside(path), ignore_errors=True)

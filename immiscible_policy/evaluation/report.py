@@ -53,10 +53,10 @@ def write_report(folder: Path, max_embedded_mb: float = MAX_EMBEDDED_MB) -> Repo
         raise ValueError(f"max_embedded_mb={max_embedded_mb}: must be at least 0")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    if is_run(folder) and (script := made_by(folder)) not in (None, POLICY_SCRIPT):
-        raise ValueError(f"{folder}: a run of scripts/{script}.py; reports are of policies' runs ({POLICY_SCRIPT}.py)")
     media = Media(folder, max_embedded_mb)
     if is_run(folder):
+        if (script := made_by(folder)) not in (None, POLICY_SCRIPT):
+            raise ValueError(f"{folder}: a run of scripts/{script}.py; reports are of runs of {POLICY_SCRIPT}.py")
         name, context = "run.html.jinja", run_context(folder, media)
     else:
         name, context = "experiment.html.jinja", experiment_context(folder, media)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from immiscible_policy.files import replace_folder, staging_folder
 from immiscible_policy.policy import run_policy
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
 from immiscible_policy.policy.export_description import FILES, action_unit, describe
 from immiscible_policy.policy.export_onnx import PACKAGES, missing_packages, save_onnx
 from immiscible_policy.policy.exportable import Inputs, example_inputs, predict, trace
 from immiscible_policy.policy.inference_coupling import InferenceCoupling
-from immiscible_policy.training.checkpoint import replace_folder, staging_folder
 
 # Largest difference from predict_action, as a share of the widest action range: 1e-3 px in PushT.
 TOLERANCE = 2e-6

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from immiscible_policy.files import replace_folder, set_aside, staging_folder
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 
@@ -48,30 +49,6 @@ def unflatten(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Put the finished folder ``source`` in the place of ``target``.
-
-    A folder cannot be replaced in one system call, so the old one first moves aside; ``load_state`` looks there too.
-    """
-    old = _set_aside(target)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-    os.replace(source, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def staging_folder(target: Path) -> Path:
-    """An empty folder beside ``target`` to write into before ``replace_folder``.
-
-    Its name is hidden, as that of the old folder is, so that neither can be a folder of the user's.
-    """
-    staging = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    return staging
-
-
 def saved_models(checkpoints: Path) -> list[Path]:
     """The ``step=...`` model folders of a run, oldest first, without those that a kill left unfinished."""
     return sorted(checkpoints.glob("step=*[0-9]"))
@@ -92,11 +69,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 def checkpoint_exists(folder: Path) -> bool:
     """Whether ``load_state`` has anything to read."""
-    return folder.exists() or _set_aside(folder).exists()
-
-
-def _set_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.exists() or set_aside(folder).exists()
 
 
 def load_value(folder: Path, name: str) -> Any:
@@ -110,7 +83,7 @@ def load_value(folder: Path, name: str) -> Any:
 
 def _readable(folder: Path) -> Path:
     """The folder, or the copy set aside if a kill hit between the two renames."""
-    return folder if folder.exists() or not _set_aside(folder).exists() else _set_aside(folder)
+    return folder if folder.exists() or not set_aside(folder).exists() else set_aside(folder)
 
 
 def load_state(folder: Path) -> Any:

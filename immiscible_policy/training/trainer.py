@@ -24,17 +24,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from immiscible_policy.coupling import Coupling
+from immiscible_policy.files import replace_folder, staging_folder
 from immiscible_policy.training.checkpoint import (
     CheckpointError,
     checkpoint_exists,
     load_state,
     load_value,
-    replace_folder,
     rng_state,
     save_state,
     saved_models,
     set_rng_state,
-    staging_folder,
 )
 from immiscible_policy.training.config import TrainerConfig
 from immiscible_policy.training.metrics import MetricsLogger

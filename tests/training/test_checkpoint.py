@@ -7,13 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from immiscible_policy.files import replace_folder, staging_folder
 from immiscible_policy.training.checkpoint import (
     CheckpointError,
     flatten,
     load_state,
-    replace_folder,
     save_state,
-    staging_folder,
     unflatten,
 )
 
