@@ -23,6 +23,7 @@ from immiscible_policy.diffusion.objective import (
     check_finite,
     check_positive,
     check_same_shape,
+    fill_left_out,
     initial_noise,
     per_sample,
 )
@@ -234,7 +235,7 @@ class Consistency(Objective):
         With a mask the distance is over the entries that count, and every sample weighs the same.
         """
         check_same_shape(data, noise)
-        data = data * self.data_scale
+        data = fill_left_out(data, mask) * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
         levels = self.levels(self.current_levels, data.device)

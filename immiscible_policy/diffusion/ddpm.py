@@ -18,6 +18,7 @@ from immiscible_policy.diffusion.objective import (
     check_choice,
     check_positive,
     check_same_shape,
+    fill_left_out,
     initial_noise,
     masked_mean,
     per_sample,
@@ -146,7 +147,7 @@ class DDPM(Objective):
     ) -> Tensor:
         """Mean squared error of the network's prediction (Ho et al., eq. 14); see ``Objective.loss``."""
         check_same_shape(data, noise)
-        given = data.dtype
+        given, data = data.dtype, fill_left_out(data, mask)
         precise = torch.promote_types(given, torch.float32)  # abar in bfloat16 is 1 where little noise is left
         data, noise = data.to(precise) * self.data_scale, noise.to(precise)
         if time is None:

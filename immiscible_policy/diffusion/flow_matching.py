@@ -24,6 +24,7 @@ from immiscible_policy.diffusion.objective import (
     check_finite,
     check_positive,
     check_same_shape,
+    fill_left_out,
     initial_noise,
     masked_mean,
     per_sample,
@@ -87,7 +88,7 @@ class FlowMatching(Objective):
     ) -> Tensor:
         """Mean squared error of the velocity (Lipman et al., eq. 14 in the direction above); see ``Objective.loss``."""
         check_same_shape(data, noise)
-        data = data * self.data_scale
+        data = fill_left_out(data, mask) * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
         s = per_sample(time, data)

@@ -101,7 +101,8 @@ class Objective(ABC):
             network: ``network(noisy, time, condition) -> prediction`` of data's shape.
             data, noise: (B, ...), both. The same noise makes the noisy input and the target, so a coupling cannot be
                 lost between them.
-            mask: broadcastable to data, True where an entry counts; None counts all.
+            mask: broadcastable to data, True where an entry counts; None counts all. The network sees the others as
+                well, NaN and infinity among them as 0.
             time: times from ``draw_time``, where the coupling had to know them; drawn here if None.
 
         Raises:
@@ -243,6 +244,11 @@ def initial_noise(
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """One value a sample, (B,), in a shape that broadcasts against ``like`` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def fill_left_out(data: Tensor, mask: Tensor | None) -> Tensor:
+    """``data`` with 0 for NaN and infinity where the mask leaves entries out: a network spreads them to the others."""
+    return data if mask is None else torch.where(mask, data, data.nan_to_num(0.0, 0.0, 0.0))
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:

@@ -91,7 +91,7 @@ class TestEveryObjective:
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_entries_that_the_mask_leaves_out_do_not_count(self, name: str, shape: tuple[int, ...]) -> None:
-        """Neither their data (anything but NaN) nor their noise, for a network that looks at each entry alone."""
+        """Neither their data nor their noise, for a network that looks at each entry alone."""
         objective, data, noise = build(name), torch.randn(shape), torch.randn(shape)
         mask = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)) < shape[1] // 2
 
@@ -106,6 +106,24 @@ class TestEveryObjective:
         torch.testing.assert_close(full, objective.loss(entrywise, data, noise, time=time))
         none = objective.loss(entrywise, data, noise, mask=torch.zeros(1, dtype=torch.bool), time=time)
         assert none == 0
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_what_the_mask_leaves_out_may_be_nan_or_infinite(self, name: str, value: float) -> None:
+        """For a network that mixes all entries: nothing of them in the loss, nor in its gradient."""
+        objective, noise = build(name), torch.randn(6, 8)
+        mask = (torch.arange(8) < 5)[None]
+        data = torch.where(mask, torch.randn(6, 8), value)
+        mixing = torch.nn.Linear(8, 8)
+        time = objective.draw_time(6, data.device)
+
+        def loss_of(data: Tensor) -> Tensor:
+            return objective.loss(lambda noisy, time, condition: mixing(noisy.float()), data, noise, None, mask, None, time)
+
+        loss = loss_of(data)
+        assert torch.equal(loss, loss_of(torch.where(mask, data, 0.0)))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(mixing.weight.grad).all()
 
     @pytest.mark.parametrize("steps", [1, 4])
     def test_sampling_follows_the_generator_and_the_initial_noise(self, name: str, steps: int) -> None:
