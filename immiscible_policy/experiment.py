@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,16 @@ class Experiment:
         return measurable(missing, cell.trained_with) if missing and cell.is_trained else missing
 
     def evaluation_configs(self, cell: Cell) -> list[EvaluationConfig]:
-        """Every evaluation of a cell."""
+        """Every evaluation of a cell; of a trained one not twice by its policy's own sampler, left out and named."""
         place = {**cell.levels, "seed": cell.seed}
         configs: list[EvaluationConfig] = []
         for settings in self.evaluations:
             if all(place[name] in levels for name, levels in settings.get("only", {}).items()):
                 configs += [config for config in _evaluation_configs(settings) if config not in configs]
+        named = [config for config in configs if config.sampler and replace(config, sampler=None) in configs]
+        if named and cell.is_trained:
+            own = cell.own_sampler
+            configs = [config for config in configs if config not in named or config.sampler != own]
         return configs
 
     def cells(self, folder: Path) -> list[Cell]:

@@ -50,6 +50,11 @@ class Cell(GridRun):
         """The coupling of a finished training, as its summary tells it."""
         return str(json.loads((self.run_dir / "summary.json").read_text())["coupling"])
 
+    @property
+    def own_sampler(self) -> str:
+        """The sampler that the policy of a finished training has of itself."""
+        return str(OmegaConf.load(self.run_dir / ".hydra" / "config.yaml").objective.sampler)
+
     def measurement_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 

@@ -100,9 +100,10 @@ def test_evaluations_by_another_sampler_are_others(published: Path, tmp_path: Pa
         assert len(incomplete(other, folder, joined)) == lacking
         kept = {row["sampler"] for results in joined.values() for row in results.rows if row["kind"] == "final"}
         assert kept == ({"ddim"} if sampler != "ddpm" else set())
-    both = experiment(evaluations=[{**plain, "sampler": [None, "ddpm"]}])
+    both = experiment(evaluations=[{**plain, "sampler": [None, "ddpm", "ddim"]}])
     cell = both.cells(tmp_path / "both")[0]
     train(cell)
+    assert {config.sampler for config in both.evaluation_configs(cell)} == {None, "ddpm"}
     for config in both.evaluation_configs(cell):
         evaluate(cell, config)
     results = collect(both, tmp_path / "both")

@@ -26,6 +26,8 @@ def train(cell: Cell, device: str = "cpu", lock: int = 0, precision: str = "") -
     coupling = "Independent()" if cell.levels["coupling"] == "none" else "KNN(k=2)"
     summary = {"coupling": coupling, "steps": 20, **dict.fromkeys(kept, ""), "precision": precision}
     (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+    (cell.run_dir / ".hydra").mkdir()
+    (cell.run_dir / ".hydra" / "config.yaml").write_text("objective: {sampler: ddim}\n")
     settings = _settings(EvaluationConfig(num_inference_steps=2))
     rollout = {"step": 10, "settings": settings, "episodes": [episode(7, 0.25)]}
     (cell.run_dir / "rollouts.jsonl").write_text(json.dumps(rollout) + "\n")
