@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from image_diffusion.data import ImageDataset
 from image_diffusion.networks import PixelUNet, TextUNet
+from immiscible_policy.checks import check_seed
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import Objective, build_objective, couple
 
@@ -175,9 +176,10 @@ class ImageModel(nn.Module, ABC):
             (n, C, H, W) uint8 on the CPU.
 
         Raises:
-            ValueError: labels for a model without classes, out of range, or guidance that it was not trained for.
+            ValueError: a seed below 0, labels for a model without classes, out of range, or guidance that it was not
+                trained for.
         """
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = generators_of(seeds)
         labels = self.seed_labels(seeds) if labels is None else labels
         return self.draw(generators, labels, num_inference_steps, guidance_scale)
 
@@ -267,6 +269,13 @@ class ImageModel(nn.Module, ABC):
         folder = Path(folder)
         self.write_pipeline(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A generator for each image's noise, on the CPU whatever the device."""
+    for seed in seeds:
+        check_seed(seed)
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def draw_mirrored(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_diffusion.base_model import ImageModel, Labels
+from image_diffusion.base_model import ImageModel, Labels, generators_of
 from image_diffusion.data import ImageDataError, ImageDataset, ImageSource, load_images
 from immiscible_policy.diffusion import Hold
 
@@ -121,7 +121,8 @@ def paint(
         (n, C, H, W) uint8 on the CPU.
 
     Raises:
-        ValueError: images that the model does not make, not as many seeds as images, or a mask that keeps nothing.
+        ValueError: images that the model does not make, not as many seeds as images, a seed below 0, or a mask that
+            keeps nothing.
     """
     shape = (model.channels, model.image_size, model.image_size)
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
@@ -131,7 +132,7 @@ def paint(
     if len(seeds) != len(images):
         raise ValueError(f"seeds: {len(images)} images need as many, got {len(seeds)}")
     images = images.cpu()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = generators_of(seeds)
     held = torch.cat([torch.randn(model.sample_shape(1), generator=generator) for generator in generators])
     known = model.encode(torch.where(mask, 127, images).to(model.device))
     sampled = model.sample_mask(mask)

@@ -19,6 +19,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from tqdm import tqdm
 
 from immiscible_policy.download import DownloadError
 from immiscible_policy.run_setup import is_main_process, made_by
@@ -198,9 +199,14 @@ def one_line_errors(task: Callable[[DictConfig], None]) -> Callable[[DictConfig]
 
 
 def fail(message: str) -> None:
-    """Print one line on stderr and exit with code 1."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    """Say what failed and exit with code 1."""
+    sys.exit(report_failure(message))
+
+
+def report_failure(error: BaseException | str) -> int:
+    """Say in one line on stderr, above a progress bar if there is one, what failed; returns the exit code, 1."""
+    tqdm.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
 
 
 def explain(error: BaseException, config_name: str) -> str:

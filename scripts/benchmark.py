@@ -26,6 +26,7 @@ from benchmark_coupling import PUBLISHED, Contenders, call_times
 from benchmark_timing import ratio, spread
 from torch import Tensor
 
+from immiscible_policy.cli import report_failure
 from immiscible_policy.coupling import KNN, Independent, LinearAssignment
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.training.precision import autocast, resolve_precision
@@ -158,8 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         results = {name: SECTIONS[name](arguments) for name in chosen}
     except benchmark_environment.GymPushtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     if arguments.output is not None:
         report = {
             "torch": torch.__version__,

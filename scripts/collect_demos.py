@@ -12,6 +12,7 @@ from pathlib import Path
 from envs.pusht import geometry
 from envs.pusht.teleoperation import Teleoperation
 from envs.pusht.teleoperation_window import NoDisplayError, run
+from immiscible_policy.cli import report_failure
 from immiscible_policy.data.replay_writer import ReplayWriter
 
 EXAMPLES = """\
@@ -95,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer, seed_start, images = open_store(arguments.output, arguments.seed_start, arguments.img)
         run(Teleoperation(writer, images=images, seed_start=seed_start, limit=arguments.episodes))
     except (NoDisplayError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     except KeyboardInterrupt:
         # As with q: what was saved is saved.
         pass

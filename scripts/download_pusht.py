@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from immiscible_policy.cli import report_failure
 from immiscible_policy.data.install_pusht import PUSHT_STORE, PUSHT_URL, fetch_pusht
 from immiscible_policy.download import DownloadError
 
@@ -46,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         store = fetch_pusht(**vars(arguments))
     except (DownloadError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue the download", file=sys.stderr)
         return 130

@@ -24,7 +24,7 @@ from image_diffusion.evaluation import (
 )
 from image_diffusion.metrics import METRICS, save_measurements
 from image_diffusion.model import last_model_folder, load_image_model
-from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain, interruptible
+from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain, interruptible, report_failure
 from immiscible_policy.run_setup import check_dataset, plain_settings
 from immiscible_policy.training.precision import resolve_device
 
@@ -117,11 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = arguments.output or folder / f"metrics_{extractor.name}.json"
         save_measurements(output, measured)
     except (BadZipFile, EOFError) as error:
-        print(f"error: {arguments.images}: damaged or half-written file ({error})", file=sys.stderr)
-        return 1
+        return report_failure(f"{arguments.images}: damaged or half-written file ({error})")
     except FAILURES as error:
-        print(f"error: {explain(error, 'train_image')}", file=sys.stderr)
-        return 1
+        return report_failure(explain(error, "train_image"))
     print(f"{arguments.images}:")
     print(measurement_table(measured))
     print(f"everything {output}")

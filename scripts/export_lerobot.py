@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.pusht.geometry import GOAL_POSE
-from immiscible_policy.cli import interruptible
+from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.lerobot_export import TASK, export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goal = arguments.goal or goal_of(source) or GOAL_POSE
         output = export_lerobot(replay, arguments.output, goal_pose=goal, force=arguments.force, task=arguments.task)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     print(f"{replay.n_episodes} episodes ({replay.n_steps:,} steps) are in {output}, a LeRobot v3.0 data set")
     print("with LeRobot:")
     print(f'  dataset = LeRobotDataset("local/pusht", root="{output}")')

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from benchmark_timing import interleaved, quartiles, seconds_per_call, spread
 
-from immiscible_policy.cli import interruptible
+from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.policy import load_policy, run_policy
 from immiscible_policy.policy.export import Export, export_policy
 from immiscible_policy.policy.export_description import FILES
@@ -98,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress=True,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     report(export)
     inputs = example_inputs(policy, batch if isinstance(batch, int) else 1)
     print(f"{latency(export.folder, inputs)} ms a chunk, {torch.get_num_threads()} thread(s), median [quartiles]")

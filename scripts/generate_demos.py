@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.pusht.geometry import GOAL_POSE
+from immiscible_policy.cli import report_failure
 from immiscible_policy.data.generate import generate_demonstrations
 from immiscible_policy.data.replay import load_replay
 
@@ -88,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             given.get("processes"),
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.painting import MASKS, build_mask, load_folder, paint
 from image_diffusion.sampling import grid_path, save_grid, save_pictures
-from immiscible_policy.cli import interruptible
+from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.run_setup import plain_settings
 from immiscible_policy.training.precision import resolve_device
 
@@ -108,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = torch.where(mask, torch.tensor(128, dtype=torch.uint8), images)
         save_grid(torch.cat([images, kept, painted]), grid, columns=arguments.n)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     print(f"pictures   {arguments.output}")
     print(f"grid       {grid}")
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.sampling import FORMATS, grid_path, load_pictures, save_grid, save_samples
-from immiscible_policy.cli import interruptible
+from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.training.precision import resolve_device
 
 TEXT = """\
@@ -70,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.format == "png":
             save_grid(load_pictures(files[:100]), grid)
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return report_failure(error)
     print(f"{folder}: {len(seeds)} images, seeds {seeds[0]} to {seeds[-1]}")
     print(f"files      {files[0] if len(files) == 1 else arguments.output}")
     if arguments.format == "png":

@@ -1,6 +1,7 @@
 """Evaluation of one policy: many episodes, intervals, videos, a film strip, and ``eval.json`` that holds it all."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -190,9 +191,21 @@ def evaluate_policy(
         "episodes": [asdict(episode) for episode in result.episodes],
     }
     if output_dir is not None:
+        _remove_media(output_dir)
         report.update(_write_media(result.recordings, output_dir))
         write_json(output_dir / "eval.json", report)
     return report
+
+
+def _remove_media(output_dir: Path) -> None:
+    """Delete the videos and the strip of an earlier evaluation in the folder, whose numbers are replaced as well."""
+    try:
+        before = json.loads((output_dir / "eval.json").read_text())
+    except (OSError, ValueError):
+        return
+    for name in (*before.get("videos", ()), before.get("film_strip")):
+        if name is not None:
+            (output_dir / Path(name).name).unlink(missing_ok=True)
 
 
 def _write_media(recordings: Sequence[Recording], output_dir: Path) -> dict[str, Any]:

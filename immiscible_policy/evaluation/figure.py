@@ -15,9 +15,8 @@ from immiscible_policy.files import save_figure
 def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "max_coverage") -> None:
     """Plot the rollouts of runs (``table.load_runs``) against processor minutes of training, as a PNG.
 
-    A thin line a training seed and a thick one for their mean, in one colour a coupling (and set of
-    demonstrations). Processor time counts all
-    threads and leaves validation and rollouts out.
+    A thin line a training seed and a thick one for their mean, in one colour a coupling (and set of demonstrations).
+    Processor time counts all threads and leaves validation and rollouts out.
     """
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for run, name in zip(runs, arm_names(runs), strict=True):
@@ -30,11 +29,12 @@ def coverage_curves(runs: Sequence[dict[str, Any]], path: Path, measure: str = "
     axes = figure.add_subplot()
     for index, (coupling, seeds) in enumerate(sorted(curves.items())):
         color = f"C{index}"
-        for minutes, scores in seeds:
-            axes.plot(minutes, scores, color=color, linewidth=0.8, alpha=0.4)
         points_made = min(len(scores) for _, scores in seeds)
+        marker = "o" if points_made == 1 else ""  # a line needs two
+        for minutes, scores in seeds:
+            axes.plot(minutes, scores, color=color, linewidth=0.8, alpha=0.4, marker=marker, markersize=3)
         means = [np.mean([curve[axis][:points_made] for curve in seeds], axis=0) for axis in (0, 1)]
-        axes.plot(*means, color=color, linewidth=2.2, label=f"{coupling}, {len(seeds)} training seeds")
+        axes.plot(*means, color=color, linewidth=2.2, marker=marker, label=f"{coupling}, {len(seeds)} training seeds")
     axes.set(xlabel="training, processor minutes", ylabel=f"mean {measure.replace('_', ' ')}", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="center right", fontsize=8)

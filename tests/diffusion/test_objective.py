@@ -117,7 +117,7 @@ class TestEveryObjective:
         time = objective.draw_time(6, data.device)
 
         def loss_of(data: Tensor) -> Tensor:
-            return objective.loss(lambda noisy, time, condition: mixing(noisy.float()), data, noise, None, mask, None, time)
+            return objective.loss(lambda noisy, *_: mixing(noisy.float()), data, noise, mask=mask, time=time)
 
         loss = loss_of(data)
         assert torch.equal(loss, loss_of(torch.where(mask, data, 0.0)))

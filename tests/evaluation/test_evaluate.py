@@ -56,6 +56,15 @@ def test_everything_is_written_and_reproducible(tmp_path: Path) -> None:
     assert "videos" not in again
 
 
+def test_evaluated_again_a_folder_keeps_no_videos_of_other_episodes(tmp_path: Path) -> None:
+    (tmp_path / "mine.mp4").touch()
+    for n_videos in (2, 1, 0):
+        config = EvaluationConfig(n_episodes=3, n_videos=n_videos, mixed_precision="fp32")
+        evaluate_policy(small_policy(), config, tmp_path, progress=False)
+        expected = {f"episode_{100000 + i}.mp4" for i in range(n_videos)} | ({"film_strip.png"} if n_videos else set())
+        assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "mine.mp4", *expected}
+
+
 def test_summary_is_the_mean_with_an_interval_around_it() -> None:
     episodes = [Episode(i, 0.1 * i, 0.09 * i, 0.05, i > 7, 100 + i) for i in range(10)]
     summary = summarize(episodes)

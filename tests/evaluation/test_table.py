@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kept_figures import kept_figures
 
 from immiscible_policy.evaluation.figure import coverage_curves
 from immiscible_policy.evaluation.statistics import bootstrap_mean
@@ -125,6 +126,16 @@ def test_runs_on_different_demonstrations_are_not_pooled() -> None:
     assert "max_coverage_difference" not in table["rows"][2]
     assert table["runs"][0]["demonstrations"]["n_episodes"] == 206
     assert [row["coupling"] for row in coverage_table(on("human", 206))["rows"]] == ["Independent()", "KNN(k=2)"]
+
+
+@pytest.mark.parametrize(("n_points", "marker"), [(1, "o"), (2, "")])
+def test_a_curve_of_one_point_shows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_points: int, marker: str
+) -> None:
+    figures = kept_figures(monkeypatch, "figure")
+    points = [{"step": i, "cpu_seconds": 60.0 * i, "max_coverage": 0.5, "success": 0.1} for i in range(n_points)]
+    coverage_curves([{**run, "curve": points} for run in RUNS], tmp_path / "curves.png")
+    assert {line.get_marker() for line in figures[0].axes[0].lines} == {marker}
 
 
 def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:

@@ -112,3 +112,7 @@ def test_wrong_images_are_named() -> None:
         paint(model(), pictures(1)[:, :1], mask, [0])
     with pytest.raises(ValueError, match="seeds: 2 images need as many, got 1"):
         paint(model(), pictures(2), mask, [0])
+    with pytest.raises(ValueError, match="seed=-5: must be an integer of at least 0"):
+        paint(model(), pictures(1), mask, [-5])
+    with pytest.raises(ValueError, match="seed=-5: must be an integer of at least 0"):
+        model().sample([3, -5])
