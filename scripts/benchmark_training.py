@@ -25,7 +25,6 @@ from benchmark_published_training import (
 )
 from benchmark_timing import quartiles, ratio, spread
 from benchmark_training_turns import Loop, Turns, lerobot_flags
-from torch import Tensor
 from tqdm import tqdm
 
 from immiscible_policy.coupling import KNN
@@ -77,7 +76,6 @@ class OurLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.losses: list[Tensor] = []
         self._sink = open(os.devnull, "w")  # noqa: SIM115 - closed by close()
         self.progress = tqdm(file=self._sink, mininterval=1.0)
 
@@ -86,11 +84,10 @@ class OurLoop:
         trainer.step += 1
         with trainer.seconds:
             loss, norm = trainer._train_step(trainer._indices(trainer.step))
-        self.losses.append(loss)
+        trainer._losses.append(loss)
         self.progress.update()
         if trainer.step % LOG_EVERY == 0:
-            trainer._progress(self.losses, norm)
-            self.losses.clear()
+            trainer._progress(norm)
 
     def close(self) -> None:
         self.progress.close()

@@ -131,6 +131,7 @@ class Trainer:
         self._may_read_norm = self.device.type == "cpu"  # where that is no wait
         self.seconds = Stopwatch()
         self.best: float | None = None
+        self._losses: list[Tensor] = []  # of the steps since the last log
         self._data_device = torch.device(getattr(dataset, "device", "cpu"))
         self._epoch_order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -165,7 +166,6 @@ class Trainer:
             mininterval=1.0,
         )
         shown: dict[str, str] = {}
-        losses: list[Tensor] = []
         saved_at = self.step
         self.model.train()
         try:
@@ -173,13 +173,12 @@ class Trainer:
                 self.step += 1
                 with self.seconds:
                     loss, gradient_norm = self._train_step(self._indices(self.step))
-                losses.append(loss)
+                self._losses.append(loss)
                 progress.update()
                 metrics: dict[str, float] = {}
-                if self._due(config.log_every):
-                    metrics.update(self._progress(losses, gradient_norm))
+                if self._due(config.log_every) or self._evaluates:  # a rollout has a training loss beside it
+                    metrics.update(self._progress(gradient_norm))
                     shown["loss"] = f"{metrics['train/loss']:.4f}"
-                    losses.clear()
                 metrics.update(self._assess())
                 if self.headline in metrics:
                     shown[self.headline.split("/")[-1].replace("max_", "")] = f"{metrics[self.headline]:.3f}"
@@ -248,10 +247,10 @@ class Trainer:
         decay = self.ema.get_decay(self.ema.optimization_step)
         get_ema_multi_avg_fn(decay)(self.ema.shadow_params, self.parameters, 0)
 
-    def _progress(self, losses: list[Tensor], gradient_norm: Tensor | float) -> dict[str, float]:
+    def _progress(self, gradient_norm: Tensor | float) -> dict[str, float]:
         """Numbers of the steps since the last log. Reading them is the loop's only wait for a GPU."""
         with self.seconds:  # the wait is time of the steps
-            loss = self._mean_loss(losses)
+            loss = self._mean_loss()
         return {
             "train/loss": loss,
             "train/gradient_norm": float(gradient_norm),
@@ -270,14 +269,13 @@ class Trainer:
         """Validation and evaluation of the moving-average weights where they are due."""
         metrics: dict[str, float] = {}
         validate = self.validate is not None and self._due(self.config.validate_every)
-        evaluate = self.evaluate is not None and self._due(self.config.evaluate_every)
-        if not (validate or evaluate):
+        if not (validate or self._evaluates):
             return metrics
         if self.accelerator.is_main_process:
             self.averaged_model()
             if validate and self.validate is not None:
                 metrics.update(self.validate(self.ema_model))
-            if evaluate and self.evaluate is not None:
+            if self._evaluates and self.evaluate is not None:
                 metrics.update(self.evaluate(self.ema_model, self.step))
                 self._save_model(f"step={self.step:07d}")
                 for outdated in saved_models(self.latest.parent)[: -self.config.keep_checkpoints]:
@@ -288,6 +286,11 @@ class Trainer:
                     self._save_model("best")
         self.accelerator.wait_for_everyone()
         return metrics
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether this step ends with an evaluation."""
+        return self.evaluate is not None and self._due(self.config.evaluate_every)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -303,8 +306,9 @@ class Trainer:
         start = position * self._global_batch + self.accelerator.process_index * self._step_batch
         return self._epoch_order[1][start : start + self._step_batch]
 
-    def _mean_loss(self, losses: list[Tensor]) -> float:
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+    def _mean_loss(self) -> float:
+        mean = float(self.accelerator.reduce(torch.stack(self._losses).mean(), "mean"))
+        self._losses.clear()
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise DivergedError(
                 f"the loss is {mean} at step {self.step}: training has diverged. Lower learning_rate "
@@ -322,6 +326,8 @@ class Trainer:
     def save(self) -> None:
         """Write everything that an exact resume needs as ``checkpoints/latest``."""
         states = self._gather_rng_states()
+        # Of all processes: their mean is what is logged.
+        losses = self.accelerator.reduce(torch.stack(self._losses), "mean") if self._losses else None
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -331,6 +337,7 @@ class Trainer:
             {
                 "step": self.step,
                 "best": self.best,
+                "losses": losses,
                 "seconds": [self.seconds.wall, self.seconds.cpu],
                 "precision": self.precision,
                 "device": self.device.type,
@@ -395,4 +402,6 @@ class Trainer:
             model.objective.load_state_dict(state.get("objective", {}))  # older checkpoints have none
         set_rng_state(self.generator, state["rng"][self.accelerator.process_index])
         self.step, self.best = state["step"], state["best"]
+        losses = state.get("losses")  # older checkpoints have none
+        self._losses = [] if losses is None else list(losses.to(self.device))
         self.seconds.wall, self.seconds.cpu = state["seconds"]

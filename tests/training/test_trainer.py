@@ -107,8 +107,11 @@ class _KilledError(Exception):
     """Stands for whatever ends a process without warning."""
 
 
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole", evaluate=evaluate)
+@pytest.mark.parametrize("log_every", [5, 7, 100])
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path, log_every: int) -> None:
+    """And the same numbers, also where it is killed between two logs."""
+    config = replace(CONFIG, log_every=log_every)
+    whole = trainer(tmp_path / "whole", config, evaluate=evaluate)
     whole.fit()
 
     def kill(model: nn.Module, step: int) -> dict[str, float]:
@@ -116,10 +119,10 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> 
             raise _KilledError
         return evaluate(model, step)
 
-    first = trainer(tmp_path / "killed", evaluate=kill)
+    first = trainer(tmp_path / "killed", config, evaluate=kill)
     with pytest.raises(_KilledError):
         first.fit()
-    second = trainer(tmp_path / "killed", evaluate=evaluate)
+    second = trainer(tmp_path / "killed", config, evaluate=evaluate)
     torch.manual_seed(99)  # whatever happened to the process' random state in between
     second.resume()
     assert second.step == 10
@@ -130,6 +133,28 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> 
         for path in (tmp_path / "whole", tmp_path / "killed")
     ]
     assert lines[0] == lines[1]
+    assert all("train/loss" in line for line in lines[0])  # beside every rollout, by which the published rules choose
+
+
+@pytest.mark.parametrize("checkpoint_every", [8, 10])
+def test_losses_since_the_last_log_outlive_a_kill(tmp_path: Path, checkpoint_every: int) -> None:
+    config = replace(CONFIG, log_every=15, evaluate_every=30, checkpoint_every=checkpoint_every)
+    trainer(tmp_path / "whole", config).fit()
+
+    def kill(model: nn.Module) -> dict[str, float]:
+        raise _KilledError
+
+    with pytest.raises(_KilledError):
+        trainer(tmp_path / "killed", replace(config, validate_every=20), validate=kill).fit()
+    resumed = trainer(tmp_path / "killed", replace(config, validate_every=20))
+    resumed.resume()
+    assert resumed.step % 15 != 0
+    resumed.fit()
+    whole, killed = (
+        [line["train/loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in line]
+        for name in ("whole", "killed")
+    )
+    assert whole == killed
 
 
 def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
