@@ -59,13 +59,17 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
     """Set the CPU threads, the memory and the random seed of this process.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed, or a number is out of range.
+        ValueError: the folder holds a run that is not to be resumed, there is no such device, or a setting of the
+            training is out of range.
     """
     if not resume and (run_dir / "checkpoints").exists():
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    # Before any data are loaded, or made.
     set_threads(cfg.num_threads)
-    keep_freed_memory()
     check_seed(cfg.seed)
+    resolve_device(cfg.device)
+    trainer_config(cfg, n_data=2**62)
+    keep_freed_memory()
     set_seed(cfg.seed)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from immiscible_policy.cli import report_failure
 from immiscible_policy.coupling import KNN, Independent, LinearAssignment
 from immiscible_policy.policy import DiffusionPolicy
-from immiscible_policy.training.precision import autocast, resolve_precision
+from immiscible_policy.training.precision import autocast, resolve_device, resolve_precision
 
 POLICY_BATCH, OBSERVATION_DIM, ACTION_DIM = 64, 20, 2
 
@@ -61,7 +61,7 @@ examples
   python scripts/benchmark.py --only training --device cuda --training-compile true reduce-overhead
   python scripts/benchmark.py --only images --image-networks small cifar --image-batch 32
   python scripts/benchmark.py --only environment --gym-pusht-python gym-pusht/bin/python
-  python scripts/benchmark.py --knn-sizes 64,32,2 --assignment-sizes 64,32 --output benchmark.json
+  python scripts/benchmark.py --only coupling --knn-sizes 64,32,2 --assignment-sizes 64,32 --solver-sizes 64,32 --output out.json
 """
 
 
@@ -73,7 +73,7 @@ def training_step(policy: DiffusionPolicy, precision: str, batch: dict[str, Tens
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
     def step() -> None:
-        with autocast(precision, "cpu"):
+        with autocast(precision, str(policy.device)):
             loss = policy.loss(batch, Independent())
         loss.backward()
         optimizer.step()
@@ -84,22 +84,23 @@ def training_step(policy: DiffusionPolicy, precision: str, batch: dict[str, Tens
 
 def policy_section(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The policy's training step against library convolutions in fp32, and what a coupling adds to it."""
+    device = arguments.device
     batch = {
-        "observation": 512 * torch.rand(POLICY_BATCH, 2, OBSERVATION_DIM),
-        "action": 512 * torch.rand(POLICY_BATCH, 16, ACTION_DIM),
-        "action_is_pad": torch.zeros(POLICY_BATCH, 16, dtype=torch.bool),
+        "observation": 512 * torch.rand(POLICY_BATCH, 2, OBSERVATION_DIM, device=device),
+        "action": 512 * torch.rand(POLICY_BATCH, 16, ACTION_DIM, device=device),
+        "action_is_pad": torch.zeros(POLICY_BATCH, 16, dtype=torch.bool, device=device),
     }
     actions = batch["action"] / 256 - 1
-    precision = resolve_precision("auto", "cpu")
+    precision = resolve_precision("auto", device)
     ours = f"training step, {precision}"
     contenders: Contenders = {
-        ours: training_step(benchmark_inference.make_policy("cpu"), precision, batch),
-        PUBLISHED: training_step(benchmark_inference.make_policy("cpu", published=True), "fp32", batch),
+        ours: training_step(benchmark_inference.make_policy(device), precision, batch),
+        PUBLISHED: training_step(benchmark_inference.make_policy(device, published=True), "fp32", batch),
         "coupling none": lambda: Independent()(actions),
         "coupling knn k=2": lambda: KNN(2)(actions),
         "coupling assignment": lambda: LinearAssignment()(actions),
     }
-    times = call_times(contenders, arguments.rounds)
+    times = call_times(contenders, arguments.rounds, device)
     rows = []
     print(f"{f'policy, batch {POLICY_BATCH}':<22} {'time':>12} {'over our step':>30}")
     for name in contenders:
@@ -153,6 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
+    try:
+        resolve_device(arguments.device)
+    except ValueError as error:
+        return report_failure(error)
     threads = f"{arguments.threads} of {os.cpu_count()} CPU threads"
     print(f"torch {torch.__version__}, {threads}, {platform.machine()}\n")
     chosen = [arguments.only] if arguments.only else list(SECTIONS)

@@ -195,6 +195,24 @@ def test_images_are_no_demonstrations() -> None:
         load_data(composed("train_policy", "dataset=digits"))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=tpu", "choose auto, cpu, cuda or cuda:N"),
+        ("trainer.lr_schedule=steep", "lr_schedule='steep': choose one of"),
+        ("batch_size=0", "batch_size=0: must be an integer of at least 1"),
+    ],
+)
+def test_settings_of_the_training_are_checked_before_demonstrations_are_made(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    made = tmp_path / "made.zarr"
+    cfg = composed("train_policy", "dataset=demonstrator", f"dataset.demonstrator.path={made}", override)
+    with pytest.raises(ValueError, match=message):
+        train_policy(cfg, tmp_path / "run")
+    assert not made.exists()
+
+
 def test_demonstrations_for_another_goal_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     state = rng.uniform(100, 400, (30, 5)).astype(np.float32)

@@ -191,3 +191,10 @@ def test_wrong_options_are_named(modules, options, named, capsys):
         modules["benchmark"].main(["--only", "training", *options])
     assert refused.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("section", ["coupling", "inference", "policy", "training"])
+def test_a_gpu_that_is_not_there_is_named(modules, section, capsys):
+    assert modules["benchmark"].main(["--only", section, "--device", "cuda"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: device='cuda': this machine has no CUDA device")
