@@ -61,7 +61,8 @@ examples
   python scripts/benchmark.py --only training --device cuda --training-compile true reduce-overhead
   python scripts/benchmark.py --only images --image-networks small cifar --image-batch 32
   python scripts/benchmark.py --only environment --gym-pusht-python gym-pusht/bin/python
-  python scripts/benchmark.py --only coupling --knn-sizes 64,32,2 --assignment-sizes 64,32 --solver-sizes 64,32 --output out.json
+  python scripts/benchmark.py --only coupling --knn-sizes 64,32,2 --assignment-sizes 64,32 --solver-sizes
+  python scripts/benchmark.py --output benchmark.json          all numbers, to keep
 """
 
 
