@@ -13,8 +13,10 @@ import numpy as np
 from immiscible_policy.data.sources import demonstrations_text
 from immiscible_policy.evaluation.statistics import (
     RULES,
+    Interval,
     bootstrap_mean,
     hierarchical_bootstrap_mean,
+    success_interval,
 )
 from immiscible_policy.evaluation.variance_components import paired_difference_t
 from immiscible_policy.training.metrics import read_metrics
@@ -84,7 +86,8 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
 
     Runs may be compared only under the same evaluation settings and training steps, which is checked. Runs on different
     demonstrations stand in rows of their own; differences are between couplings on the same demonstrations. Intervals
-    resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one training seed, episodes only.
+    resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one training seed, episodes only. Of
+    successes that is Wilson's interval, also over several seeds where all or no episodes succeeded.
     Differences use the training seeds that both arms have, and t quantiles (``paired_difference_t``).
     """
     for key in ("evaluation_settings", "steps", "parameters"):
@@ -105,8 +108,7 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
         other = arms.get(baseline + name.removeprefix(coupling), {})
         for measure in MEASURES:
             values = _scores(arm, row["seeds"], measure)
-            one_seed = len(row["seeds"]) == 1
-            row[measure] = asdict(bootstrap_mean(values[0]) if one_seed else hierarchical_bootstrap_mean(values))
+            row[measure] = asdict(_interval(values, measure))
             row[f"{measure}_by_seed"] = values.mean(axis=1).tolist()
             shared = sorted(set(arm) & set(other))
             if coupling != baseline and shared:
@@ -172,6 +174,14 @@ def _rule_lines(table: dict[str, Any]) -> list[str]:
             cells.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
         lines.append(f"| `{row['coupling']}` | {' | '.join(cells)} |")
     return lines
+
+
+def _interval(values: np.ndarray, measure: str) -> Interval:
+    """Mean of a measure's scores (n_seeds, n_episodes) with its interval."""
+    # Resampling episodes that all went the same way would give an interval without width.
+    if measure == "success" and (len(values) == 1 or np.ptp(values) == 0):
+        return success_interval(values.ravel())
+    return bootstrap_mean(values[0]) if len(values) == 1 else hierarchical_bootstrap_mean(values)
 
 
 def _scores(arm: dict[int, dict[str, Any]], seeds: Sequence[int], measure: str) -> np.ndarray:

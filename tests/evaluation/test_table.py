@@ -11,7 +11,7 @@ import pytest
 from kept_figures import kept_figures
 
 from immiscible_policy.evaluation.figure import coverage_curves
-from immiscible_policy.evaluation.statistics import bootstrap_mean
+from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
 from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
 
 SETTINGS = {
@@ -105,6 +105,22 @@ def test_the_interval_of_one_training_seed_is_over_its_episodes() -> None:
     assert table["rows"][0]["max_coverage"] == asdict(bootstrap_mean(values))
     assert "nan" not in markdown(table)
     assert "with one training seed over episodes only" in markdown(table)
+
+
+def test_successes_that_all_went_one_way_still_have_an_interval() -> None:
+    """Of resampled episodes that never succeed none does; the chance of one is not known to be 0."""
+    none, some = (
+        coverage_table(RUNS)["rows"][0],
+        coverage_table([run("Independent()", s, 0.2) for s in (0, 1)])["rows"][0],
+    )
+    assert none["success"] == asdict(success_interval(np.zeros(120)))
+    assert 0.02 < none["success"]["high"] < 0.05
+    assert some["success"]["n"] == 80
+    assert 0 < some["success"]["mean"] < 1
+    alone = coverage_table([run("Independent()", 0, 0.2)])["rows"][0]
+    assert alone["success"] == asdict(
+        success_interval([e["success"] for e in run("Independent()", 0, 0.2)["episodes"]])
+    )
 
 
 def test_runs_on_different_demonstrations_are_not_pooled() -> None:
