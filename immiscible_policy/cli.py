@@ -216,8 +216,10 @@ def explain(error: BaseException, config_name: str) -> str:
     text = " ".join(str(cause).split()) or type(cause).__name__
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
-        *parents, key = unknown[1].removeprefix("+").split(".")
-        default = _default_config(config_name)
+        # Of a mapping that was given it is one of its keys.
+        below = re.search(r"is not in struct\s+full_key: (\S+)", str(cause.__cause__))
+        *parents, key = (below[1] if below else unknown[1].removeprefix("+")).split(".")
+        default = _default_config_of(sys.argv, config_name)
         node = OmegaConf.select(default, ".".join(parents)) if parents else default
         if isinstance(node, DictConfig):
             names = {str(name) for name in node}
@@ -235,6 +237,16 @@ def explain(error: BaseException, config_name: str) -> str:
         group, _, choice = missing[1].rpartition("/")
         return f"{group or missing[2]}={choice}: choose one of {', '.join(missing[3].split())}"
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
+
+
+def _default_config_of(argv: Sequence[str], config_name: str) -> DictConfig:
+    """The configuration before any setting, with the choices of groups that the arguments make."""
+    given = [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
+    groups = [argument for argument in given if (CONFIG_DIR / argument.split("=")[0].lstrip("+")).is_dir()]
+    try:
+        return _default_config(config_name, groups)
+    except (HydraException, OmegaConfBaseException):
+        return _default_config(config_name)
 
 
 def _default_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -101,7 +101,8 @@ def _check_encoder(cfg: DictConfig) -> None:
     if cfg.task.obs_type == IMAGE_TYPE and not has_encoder:
         raise ValueError(
             f"task.obs_type={IMAGE_TYPE} needs a policy with an image encoder: preset=image_small or "
-            "policy=image_small (preset=paper_image or policy=image for a GPU)"
+            "policy=image_small (preset=paper_image or policy=image for a GPU), or +policy/encoder=convnet beside "
+            "another network"
         )
     if has_encoder and cfg.task.obs_type != IMAGE_TYPE:
         raise ValueError(

@@ -93,11 +93,22 @@ def test_the_image_preset_of_the_paper_is_the_released_configuration() -> None:
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 251.5
 
 
+POLICIES = {"convnet": "image_small", "resnet18": "image"}
+
+
 def test_the_image_preset_is_for_a_small_machine() -> None:
     cfg = composed("train_policy", "preset=image_small")
     assert cfg.task.obs_type == "pixels_agent_pos"
     assert cfg.policy.encoder.name == "convnet"
     assert composed("train_policy", "preset=image_small", "policy=image").policy.encoder.name == "resnet18"
+
+
+@pytest.mark.parametrize("network", ["mlp", "transformer", "unet1d"])
+@pytest.mark.parametrize("encoder", ["convnet", "resnet18"])
+def test_any_network_sees_pictures_through_any_encoder(network: str, encoder: str) -> None:
+    policy = composed("train_policy", "task=pusht_image", f"policy={network}", f"+policy/encoder={encoder}").policy
+    assert (policy.network.name, policy.encoder.name) == (network, encoder)
+    assert policy.encoder == composed("train_policy", f"policy={POLICIES[encoder]}").policy.encoder
 
 
 @pytest.mark.parametrize(

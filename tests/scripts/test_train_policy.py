@@ -148,6 +148,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run_script, store
         (["coupling=knnn"], f"coupling=knnn: choose one of {COUPLINGS}"),
         (["kk=3"], "unknown setting 'kk': choose one of batch_size, coupling"),
         (["trainer.lr=1"], "unknown setting 'lr' in trainer: choose one of batch_size, betas"),
+        (
+            ["+policy/encoder=convnet", "policy.encoder.chanels=[4]"],
+            "unknown setting 'chanels' in policy.encoder: choose one of channels, crop",
+        ),
+        (
+            ["policy.network={name: transformer, n_layers: 2}"],
+            "unknown setting 'n_layers' in policy.network: choose one of activation, n_blocks",
+        ),
+        (["policy.network.name=transformer"], "network 'transformer' has no width, n_blocks"),
         (["trainer.lr_schedule=cos"], "lr_schedule='cos': choose one of"),
         (["device=gpu"], "device='gpu': choose auto, cpu"),
         (["dataset.path=nowhere"], "nowhere"),

@@ -1,6 +1,7 @@
 """Action networks by name. All share ``network(noisy, time, condition) -> prediction``."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -23,11 +24,15 @@ def build_network(
     name = options.pop("name", None)
     check_choice("network.name", str(name), NETWORKS)
     condition_dim = observation_dim * n_obs_steps
+    network, sizes = {
+        "unet1d": (ConditionalUNet1D, (action_dim, condition_dim)),
+        "mlp": (ResidualMLP, (action_dim, condition_dim, horizon)),
+        "transformer": (ActionTransformer, (action_dim, observation_dim, horizon, n_obs_steps)),
+    }[str(name)]
+    settings = list(signature(network).parameters)[len(sizes) :]
+    if unknown := [setting for setting in options if setting not in settings]:
+        raise ValueError(f"network {name!r} has no {', '.join(unknown)}: choose from {', '.join(settings)}")
     try:
-        if name == "unet1d":
-            return ConditionalUNet1D(action_dim, condition_dim, **options)
-        if name == "mlp":
-            return ResidualMLP(action_dim, condition_dim, horizon, **options)
-        return ActionTransformer(action_dim, observation_dim, horizon, n_obs_steps, **options)
+        return network(*sizes, **options)
     except TypeError as error:
         raise ValueError(f"network {name!r}: {error}") from error
