@@ -1,6 +1,7 @@
 """Checks of settings that several modules make."""
 
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -8,6 +9,12 @@ def is_integer(value: Any, least: int | None = None) -> bool:
     """Whether a value is an integer (NumPy's as well; True and False are not), and at least ``least``."""
     is_one = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return is_one and (least is None or int(value) >= least)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise a ValueError that names the setting, its value and what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -31,6 +31,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXPECTED = (ValueError, TypeError, OSError, ImportError, DownloadError, DivergedError, gym.error.Error)
 # Read before ``run`` sets the variable itself.
 WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+LAUNCHERS = "joblib needs pip install hydra-joblib-launcher, submitit_slurm needs pip install hydra-submitit-launcher"
 # What may change when a run is resumed without changing its result; the device among those of its kind.
 RESUME_OVERRIDES = ("resume", "device", "num_threads")
 
@@ -235,7 +236,8 @@ def explain(error: BaseException, config_name: str) -> str:
     )
     if missing:
         group, _, choice = missing[1].rpartition("/")
-        return f"{group or missing[2]}={choice}: choose one of {', '.join(missing[3].split())}"
+        hint = f"; {LAUNCHERS}" if group == "hydra/launcher" else ""
+        return f"{group or missing[2]}={choice}: choose one of {', '.join(missing[3].split())}{hint}"
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
 
 

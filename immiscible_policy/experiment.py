@@ -243,6 +243,17 @@ def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) 
     )
 
 
+def check_folder(experiment: Experiment, folder: Path) -> None:
+    """Raise a ValueError for a folder of another experiment, whose tables would be overwritten.
+
+    One of another name that has trainings of this one is this one, renamed.
+    """
+    record = folder / "experiment.json"
+    name = json.loads(record.read_text())["name"] if record.is_file() else experiment.name
+    if name != experiment.name and not any(cell.folder.is_dir() for cell in experiment.cells(folder)):
+        raise ValueError(f"folder={folder}: holds the experiment {name}, not {experiment.name}; choose another folder")
+
+
 def is_done(experiment: Experiment, cell: Cell) -> bool:
     """Whether nothing of the cell is missing.
 

@@ -12,7 +12,7 @@ from immiscible_policy import cli
 from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results import RunResults
 from immiscible_policy.evaluation.results_report import write_tables
-from immiscible_policy.experiment import Experiment, ExperimentProgress, collect, status, work_off
+from immiscible_policy.experiment import Experiment, ExperimentProgress, check_folder, collect, status, work_off
 from immiscible_policy.experiment_cell import Cell
 from immiscible_policy.experiment_join import find_joined, incomplete, take_over
 from immiscible_policy.experiment_precision import experiment_precision
@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
     cli.check_action(cfg, ACTIONS)
     experiment = Experiment(**plain_settings(cfg.experiment))
     folder, failed = Path(cfg.folder), []
+    check_folder(experiment, folder)
     results = [Path(path) for path in cfg.join]
     joined = find_joined(experiment, folder, results)
     if cfg.action == "run":

@@ -15,11 +15,11 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.diffusion.objective import (
     Hold,
     Network,
     Objective,
-    check_choice,
     check_finite,
     check_positive,
     check_same_shape,

@@ -10,12 +10,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
-from immiscible_policy.checks import check_integer
+from immiscible_policy.checks import check_choice, check_integer
 from immiscible_policy.diffusion.objective import (
     Hold,
     Network,
     Objective,
-    check_choice,
     check_positive,
     check_same_shape,
     fill_left_out,

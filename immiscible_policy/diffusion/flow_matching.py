@@ -16,11 +16,11 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.diffusion.objective import (
     Hold,
     Network,
     Objective,
-    check_choice,
     check_finite,
     check_positive,
     check_same_shape,

@@ -202,12 +202,6 @@ def couple(
     return noise, time
 
 
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError that names the setting, its value and what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
-
-
 def check_positive(**settings: float) -> None:
     """Raise a ValueError for the first setting that is not a positive number."""
     for name, value in settings.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.coupling import Coupling, Independent
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.policy.diffusion_policy import DiffusionPolicy
@@ -47,13 +48,11 @@ class InferenceCoupling:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("first_chunk", FIRST_CHUNKS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"inference_coupling.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
-                )
+        # By the names of the scripts' settings, of which the mode is inference_coupling itself.
+        check_choice("inference_coupling", self.mode, MODES)
+        check_choice("first_chunk", self.first_chunk, FIRST_CHUNKS)
         if not 0 <= self.noise_scale < float("inf"):
-            raise ValueError(f"inference_coupling.noise_scale={self.noise_scale}: must be 0 or more")
+            raise ValueError(f"noise_scale={self.noise_scale}: must be 0 or more")
         if self.selection is not None:
             parse_coupling(self.selection)
         # So that settings are equal where what they do is.
@@ -71,7 +70,7 @@ class InferenceCoupling:
         text = self.selection or policy.coupling
         if text is None:
             raise ValueError(
-                "inference_coupling.selection=None: this policy does not say which coupling it was trained with; give "
+                "selection=None: this policy does not say which coupling it was trained with; give "
                 "one, such as KNN(k=2)"
             )
         try:

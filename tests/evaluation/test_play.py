@@ -442,7 +442,7 @@ def test_a_block_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         (lambda: PlaySession([tiny()], seed=-1), "seed is -1; allowed: 0 to 4294967295"),
         (lambda: PlaySession([tiny()], num_inference_steps=0), "num_inference_steps is 0; allowed: 1 to 100"),
         (lambda: PlaySession([tiny()], num_inference_steps=101), "num_inference_steps is 101; allowed: 1 to 100"),
-        (lambda: PlaySession([tiny()], inference_coupling="hot"), "inference_coupling.mode='hot'"),
+        (lambda: PlaySession([tiny()], inference_coupling="hot"), "inference_coupling='hot'"),
         (lambda: PlaySession([tiny()], noise_scale=-1), "noise_scale=-1: must be 0 or more"),
         (lambda: PlaySession([tiny(), tiny(coupling=None)], inference_coupling="warm"), "does not say which coupling"),
         (

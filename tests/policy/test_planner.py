@@ -220,7 +220,7 @@ def test_what_was_trained_at_the_end_is_what_chooses() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "hot"}, r"inference_coupling.mode='hot': choose one of none, warm, two_pass"),
+        ({"mode": "hot"}, r"inference_coupling='hot': choose one of none, warm, two_pass"),
         ({"first_chunk": "zero"}, r"first_chunk='zero': choose one of two_pass, independent"),
         ({"selection": "Nearest(k=2)"}, r"'Nearest' is none of the couplings"),
     ],

@@ -83,11 +83,21 @@ def test_results_are_joined_and_finished_on_demand(
         (("processes=0",), "processes=0: must be at least 1"),
         (("join=[nowhere.parquet]",), "nowhere.parquet"),
         (("experiment=table3",), "experiment=table3: choose one of"),
+        (("experiment.name=other",), "folder=first: holds the experiment"),
+        (("hydra/launcher=joblib", "-m"), "joblib needs pip install hydra-joblib-launcher"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(
-    run_script, work: Counter[str], capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], message: str
+    run_script,
+    work: Counter[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    message: str,
 ) -> None:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "experiment.json").write_text(json.dumps({"name": "quick"}))
     assert run_script("reproduce", *SMALL, "folder=first", *overrides) == 1
     assert message in capsys.readouterr().err
     assert work == {}

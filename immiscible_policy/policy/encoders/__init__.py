@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.policy.encoders.convnet import ConvNet
 from immiscible_policy.policy.encoders.image_encoder import ImageEncoder, ImageObservation
 from immiscible_policy.policy.encoders.resnet import ResNet18
 from immiscible_policy.policy.encoders.spatial_softmax import SpatialSoftmax
-from immiscible_policy.policy.networks.base import check_choice
 
 __all__ = ["ENCODERS", "ConvNet", "ImageEncoder", "ImageObservation", "ResNet18", "SpatialSoftmax", "build_encoder"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from immiscible_policy.policy.networks.base import check_choice
+from immiscible_policy.checks import check_choice
 from immiscible_policy.policy.networks.mlp import ResidualMLP
 from immiscible_policy.policy.networks.transformer import ActionTransformer
 from immiscible_policy.policy.networks.unet1d import ConditionalUNet1D

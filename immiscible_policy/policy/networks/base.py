@@ -5,7 +5,6 @@ condition (B, ...) and a prediction of noisy's shape.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +31,3 @@ class SinusoidalEmbedding(nn.Module):
 def flatten_condition(condition: Tensor) -> Tensor:
     """An observation history (B, n_obs_steps, ...) as one vector (B, C)."""
     return condition.flatten(1)
-
-
-def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise a ValueError that names the argument, the value and what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(allowed))}")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.policy.networks.activations import ACTIVATIONS
 from immiscible_policy.policy.networks.base import (
     SinusoidalEmbedding,
-    check_choice,
     flatten_condition,
 )
 
@@ -33,7 +33,7 @@ class ResidualMLP(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("activation", activation, sorted(ACTIVATIONS))
         self.embedding = SinusoidalEmbedding(step_embed_dim)
         self.inlet = nn.Linear(horizon * action_dim + condition_dim + step_embed_dim, width)
         self.blocks = nn.ModuleList(

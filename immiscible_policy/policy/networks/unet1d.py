@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from immiscible_policy.checks import check_choice
 from immiscible_policy.policy.networks import minimal_filtering
 from immiscible_policy.policy.networks.activations import ACTIVATIONS
 from immiscible_policy.policy.networks.base import (
     SinusoidalEmbedding,
-    check_choice,
     flatten_condition,
 )
 
@@ -150,7 +150,7 @@ class ConditionalUNet1D(nn.Module):
         activation: str = "mish",
     ) -> None:
         super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("activation", activation, sorted(ACTIVATIONS))
         if not down_dims or kernel_size % 2 == 0 or any(dim % n_groups for dim in down_dims):
             raise ValueError(
                 f"down_dims={list(down_dims)}, kernel_size={kernel_size}, n_groups={n_groups}: needs at least one "
