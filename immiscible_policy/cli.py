@@ -145,19 +145,12 @@ def wrong_kind(argv: Sequence[str], config_name: str) -> str | None:
         settings = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
         first = next((str(key) for key in settings if OmegaConf.is_missing(settings, key)), "name")
         return f"{stray}: settings are given as name=value, such as {first}={stray}"
-    parsed: list[Override] = []
-    with contextlib.suppress(HydraException):
-        parsed = OverridesParser.create().parse_overrides(given)
-    groups = [override for override in parsed if (CONFIG_DIR / override.key_or_group).is_dir()]
-    changes = [
-        override
-        for override in parsed
-        if override not in groups and override.type == OverrideType.CHANGE and not override.is_sweep_override()
-    ]
+    choices, settings_given = _choices_and_settings(given)
+    changes = [o for o in settings_given if o.type == OverrideType.CHANGE and not o.is_sweep_override()]
     if not changes:
         return None
     try:
-        default = _default_config(config_name, [str(override.input_line) for override in groups])
+        default = _default_config(config_name, choices)
     except (HydraException, OmegaConfBaseException):
         return None
     for override in changes:
@@ -168,6 +161,15 @@ def wrong_kind(argv: Sequence[str], config_name: str) -> str | None:
             if wanted and name.rpartition(".")[2] not in _SWITCHES_OR_NAMES and "${" not in str(value):
                 return f"{name}={value}: must be {wanted}"
     return None
+
+
+def _choices_and_settings(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Choices of configuration groups as they were given, and the other overrides; none that Hydra cannot read."""
+    parsed: list[Override] = []
+    with contextlib.suppress(HydraException):
+        parsed = OverridesParser.create().parse_overrides([*arguments])
+    groups = [override for override in parsed if (CONFIG_DIR / override.key_or_group).is_dir()]
+    return [str(override.input_line) for override in groups], [o for o in parsed if o not in groups]
 
 
 def _wanted(usual: Any, value: Any) -> str | None:
@@ -220,7 +222,10 @@ def explain(error: BaseException, config_name: str) -> str:
         # Of a mapping that was given it is one of its keys.
         below = re.search(r"is not in struct\s+full_key: (\S+)", str(cause.__cause__))
         *parents, key = (below[1] if below else unknown[1].removeprefix("+")).split(".")
-        default = _default_config_of(sys.argv, config_name)
+        default = _default_config(config_name)
+        with contextlib.suppress(HydraException, OmegaConfBaseException):
+            choices, _ = _choices_and_settings([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+            default = _default_config(config_name, choices)
         node = OmegaConf.select(default, ".".join(parents)) if parents else default
         if isinstance(node, DictConfig):
             names = {str(name) for name in node}
@@ -239,16 +244,6 @@ def explain(error: BaseException, config_name: str) -> str:
         hint = f"; {LAUNCHERS}" if group == "hydra/launcher" else ""
         return f"{group or missing[2]}={choice}: choose one of {', '.join(missing[3].split())}{hint}"
     return re.sub(r" Set the environment variable HYDRA_FULL_ERROR=1.*", "", text)
-
-
-def _default_config_of(argv: Sequence[str], config_name: str) -> DictConfig:
-    """The configuration before any setting, with the choices of groups that the arguments make."""
-    given = [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
-    groups = [argument for argument in given if (CONFIG_DIR / argument.split("=")[0].lstrip("+")).is_dir()]
-    try:
-        return _default_config(config_name, groups)
-    except (HydraException, OmegaConfBaseException):
-        return _default_config(config_name)
 
 
 def _default_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -377,7 +377,10 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
         ({"evaluations": [{"steps": 3}]}, r"evaluations: .*'steps'"),
         ({"evaluations": [{"n_episodes": [10, 20]}]}, r"evaluations: n_episodes=\[10, 20\]: may not be a list"),
         ({"evaluations": [{"n_videos": 2}]}, r"evaluations: n_videos=2: an experiment's evaluations make no videos"),
-        ({"evaluations": [{"inference_coupling": "hot"}]}, r"inference_coupling='hot': choose one of none, warm"),
+        (
+            {"evaluations": [{"inference_coupling": "hot"}]},
+            r"inference_coupling='hot': choose one of none, warm, two_pass",
+        ),
         ({"evaluations": [{"only": {"seed": 0}}]}, r"only.seed=0: choose a list out of 0"),
         ({"evaluations": [{"num_inference_steps": []}]}, r"evaluations: num_inference_steps: an empty list"),
         ({"evaluations": [{"num_inference_steps": 0}]}, r"num_inference_steps=0: must be an integer of at least 1"),

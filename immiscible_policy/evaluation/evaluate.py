@@ -15,7 +15,7 @@ from tqdm import tqdm
 from immiscible_policy.checks import check_integer
 from immiscible_policy.diffusion import Objective
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
-from immiscible_policy.evaluation.statistics import bootstrap_mean, success_interval
+from immiscible_policy.evaluation.statistics import episodes_interval
 from immiscible_policy.evaluation.video import film_strip, write_video
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy, InferenceCoupling
@@ -131,7 +131,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     summary = {}
     for name in DEFINITIONS:
         values = [float(getattr(episode, name)) for episode in episodes]
-        interval = success_interval(values) if name == "success" else bootstrap_mean(values)
+        interval = episodes_interval(name, values)
         summary[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
     return summary
 

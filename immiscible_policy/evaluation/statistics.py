@@ -185,6 +185,11 @@ def success_interval(successes: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(float(outcome.mean()), float(ends.low), float(ends.high), n, level)
 
 
+def episodes_interval(measure: str, scores: ArrayLike) -> Interval:
+    """Mean of a measure over episodes (n_episodes,): Wilson's interval of successes, else `bootstrap_mean`'s."""
+    return success_interval(scores) if measure == "success" else bootstrap_mean(scores)
+
+
 def last_k_mean(scores: ArrayLike, k: int = 10) -> RuleScore:
     """Mean over the last k rollout points of a run: "average of the last 10 checkpoints" read literally
     (Improved Immiscible Diffusion, Table 2). For several training seeds, take it per seed, then the mean.

@@ -14,9 +14,8 @@ from immiscible_policy.data.sources import demonstrations_text
 from immiscible_policy.evaluation.statistics import (
     RULES,
     Interval,
-    bootstrap_mean,
+    episodes_interval,
     hierarchical_bootstrap_mean,
-    success_interval,
 )
 from immiscible_policy.evaluation.variance_components import paired_difference_t
 from immiscible_policy.training.metrics import read_metrics
@@ -179,9 +178,9 @@ def _rule_lines(table: dict[str, Any]) -> list[str]:
 def _interval(values: np.ndarray, measure: str) -> Interval:
     """Mean of a measure's scores (n_seeds, n_episodes) with its interval."""
     # Resampling episodes that all went the same way would give an interval without width.
-    if measure == "success" and (len(values) == 1 or np.ptp(values) == 0):
-        return success_interval(values.ravel())
-    return bootstrap_mean(values[0]) if len(values) == 1 else hierarchical_bootstrap_mean(values)
+    if len(values) == 1 or (measure == "success" and np.ptp(values) == 0):
+        return episodes_interval(measure, values.ravel())
+    return hierarchical_bootstrap_mean(values)
 
 
 def _scores(arm: dict[int, dict[str, Any]], seeds: Sequence[int], measure: str) -> np.ndarray:
