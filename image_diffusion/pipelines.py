@@ -25,7 +25,6 @@ from diffusers import (
     DDPMPipeline,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    StableDiffusionPipeline,
     UNet2DModel,
 )
 
@@ -76,6 +75,9 @@ def write_latent_pipeline(
     if text_encoder is not None:
         parts |= {"text_encoder": text_encoder.network, "tokenizer": text_encoder.tokenizer}
     if text_encoder is not None and _is_stable_diffusion(autoencoder, text_encoder, objective):
+        # Here, because importing it takes seconds, and has transformers complain where torchvision is missing.
+        from diffusers import StableDiffusionPipeline
+
         StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         ).save_pretrained(folder)

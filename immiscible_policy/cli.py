@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from immiscible_policy.run_setup import is_main_process, made_by
 from immiscible_policy.training import DivergedError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+_OUR_CODE = [CONFIG_DIR.parent / name for name in ("immiscible_policy", "image_diffusion", "envs", "scripts")]
 # What a user can cause: bad values (DataError and CheckpointError are ValueErrors), files, an extra that is not
 # installed, a host out of reach, diverged training.
 EXPECTED = (ValueError, TypeError, OSError, ImportError, DownloadError, DivergedError, gym.error.Error)
@@ -67,7 +69,8 @@ def check_action(cfg: DictConfig, actions: Sequence[str]) -> None:
 
 
 def interruptible(main: Callable[[], int | None]) -> int:
-    """The exit code of a script's function; Ctrl-C ends it in one line."""
+    """The exit code of a script's function; Ctrl-C ends it in one line, and a warning of ours is one."""
+    warn_in_one_line()
     try:
         return main() or 0
     except KeyboardInterrupt:
@@ -87,8 +90,9 @@ OmegaConf.register_new_resolver("group_choices", group_choices, replace=True)
 def run(entry: Callable[[], None], config_name: str) -> None:
     """Run a ``hydra.main`` function; failures a user can cause end in one line and exit code 1.
 
-    Set HYDRA_FULL_ERROR=1 for tracebacks.
+    A warning of ours is one line as well. Set HYDRA_FULL_ERROR=1 for tracebacks.
     """
+    warn_in_one_line()
     sys.argv = quote_values(sys.argv)
     if problem := wrong_kind(sys.argv, config_name):
         fail(problem)
@@ -210,6 +214,24 @@ def report_failure(error: BaseException | str) -> int:
     """Say in one line on stderr, above a progress bar if there is one, what failed; returns the exit code, 1."""
     tqdm.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 1
+
+
+def warn_in_one_line() -> None:
+    """Show what this project warns of, which is about settings, without the line of code; above a progress bar."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        ours = category is UserWarning and any(Path(filename).is_relative_to(folder) for folder in _OUR_CODE)
+        usual = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+        tqdm.write(f"warning: {message}" if ours else usual, file=file or sys.stderr)
+
+    warnings.showwarning = show
 
 
 def explain(error: BaseException, config_name: str) -> str:

@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; a failure that a user can cause ends in one line."""
     arguments = build_parser().parse_args(argv)
+    cli.warn_in_one_line()
     try:
         run(arguments)
     except NoDisplayError as error:

@@ -1,6 +1,7 @@
 """What the scripts share: values that Hydra's grammar would refuse or take wrongly, resume, interruption."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,20 @@ def test_ctrl_c_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
     assert cli.interruptible(lambda: None) == 0
     assert cli.interruptible(lambda: 3) == 3
+
+
+def test_our_warnings_are_one_line_and_others_say_where(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = Path(cli.__file__), Path(pytest.__file__)
+
+    def warns() -> None:
+        warnings.warn_explicit("k=1 chooses nothing", UserWarning, str(ours), 7)
+        warnings.warn_explicit("how you did it", UserWarning, str(theirs), 7)
+        warnings.warn_explicit("a division by zero", RuntimeWarning, str(ours), 7)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.interruptible(warns)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "warning: k=1 chooses nothing"
+    assert others[0] == f"{theirs}:7: UserWarning: how you did it"
+    assert any(line.startswith(f"{ours}:7: RuntimeWarning") for line in others)
