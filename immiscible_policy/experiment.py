@@ -226,6 +226,9 @@ def work_off(
 def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) -> str:
     """One line on how far the experiment is.
 
+    Which evaluations a policy needs is known once it is trained: one by a coupling that has nothing to choose is
+    another in disguise. Until then their number is the largest possible.
+
     Args:
         joined: folders of cells whose results are those of trainings made elsewhere.
 
@@ -237,8 +240,9 @@ def status(experiment: Experiment, folder: Path, joined: Collection[Path] = ()) 
     trained = sum(cell.is_trained for cell in here)
     missing = sum(len(cell.missing(experiment.evaluation_configs(cell))) for cell in here)
     taken = f", {len(joined)} joined" if joined else ""
+    at_most = "at most " if trained < len(here) else ""
     return (
-        f"{experiment.name}: {trained} of {len(cells)} trained{taken}, {missing} evaluations missing"
+        f"{experiment.name}: {trained} of {len(cells)} trained{taken}, {at_most}{missing} evaluations missing"
         f"{grid_run.running(cells)}"
     )
 

@@ -167,6 +167,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         else "not recorded"
     )
     steps = summary.get("steps", run.last_step)
+    limit = part(run.config, "dataset", "max_train_episodes")
+    if source and isinstance(limit, int) and limit < source.get("n_episodes", 0):
+        demonstrations += f"; trained on {limit} of the episodes"
     facts = [
         ("training seed", str(run.seed)),
         ("demonstrations", demonstrations),

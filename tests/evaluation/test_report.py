@@ -453,6 +453,8 @@ def test_runs_on_fewer_of_the_demonstrations_are_another_arm(make_run, tmp_path:
     folders = [make_run(tmp_path / "all"), make_run(tmp_path / "few", **{"dataset.max_train_episodes": 25})]
     labels = report_data.arm_labels([report_data.read_run(folder) for folder in folders])
     assert labels == ["KNN(k=2), 206 of human.zarr", "KNN(k=2), 25 of the 206 of human.zarr"]
+    texts = [" ".join(page(folder).text.split()) for folder in folders]
+    assert ["; trained on 25 of the episodes" in text for text in texts] == [False, True]
 
 
 def test_only_runs_are_taken_for_runs(make_run, tmp_path: Path) -> None:
