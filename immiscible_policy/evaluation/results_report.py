@@ -26,6 +26,7 @@ from immiscible_policy.evaluation.results_tables import (
     NOTE,
     POOLED_NOTE,
     RULE_NOTE,
+    STEPS_NOTE,
     WAYS_NOTE,
     coverage_rows,
     gain_rows,
@@ -33,6 +34,7 @@ from immiscible_policy.evaluation.results_tables import (
     level_rows,
     pooled_rows,
     rules_rows,
+    step_rows,
 )
 from immiscible_policy.evaluation.table_files import write_table
 
@@ -64,6 +66,7 @@ def write_tables(results_path: Path, folder: Path, baseline: str = "none") -> li
     kinds: dict[str, tuple[Callable[[Results, dict[str, Any]], Rows], str]] = {
         "coverage": (partial(coverage_rows, baseline=baseline), NOTE + own + WAYS_NOTE),
         "coupled_inference": (gain_rows, GAIN_NOTE + own),
+        "steps": (step_rows, STEPS_NOTE),
         "rules": (rules_rows, RULE_NOTE),
         "modes": (partial(mode_rows, baseline=baseline), MODE_NOTE),
         "prior_gap": (gap_rows, GAP_NOTE),

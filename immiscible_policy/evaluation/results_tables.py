@@ -68,6 +68,10 @@ GAIN_NOTE = (
     "adds to that one, and what choosing the noise adds with it. Two passes (2 x 8) are compared with one of as many "
     "network calls (16)."
 )
+STEPS_NOTE = (
+    "As in the table of coverage: what fewer sampling steps cost the same policies, sampled in the same way, against "
+    "the most that they were sampled with; p by Holm for the numbers of steps of a way."
+)
 GAP_NOTE = (
     "What the coupling does to the training noise (shift: mean along the actions that the observation predicts, in "
     "standard deviations, 0 for N(0, I); power: |noise|^2 / D, 1 for N(0, I)), and how far sampled actions are from "
@@ -221,6 +225,32 @@ def gain_rows(results: Results, fixed: dict[str, Any]) -> Rows:
                 rows.append([str(steps), coupling, row.arm, str(len(row.shared_seeds)), *cells, *shares])
                 numbers = {"success_plain": plain, "success": success}
                 content.append({**fixed, "coupling": coupling, "num_inference_steps": steps, **numbers, **asdict(row)})
+    return rows, content
+
+
+def step_rows(results: Results, fixed: dict[str, Any]) -> Rows:
+    """The same policies with fewer sampling steps, for each coupling and way of inference with several numbers."""
+    rows, content = [["coupling", "inference", "steps", "seeds", *COVERAGE_COLUMNS]], []
+    for coupling in results.levels("coupling", **fixed):
+        wanted = {**fixed, "coupling": coupling}
+        ways: dict[str, dict[str, dict[str, Any]]] = {}
+        for steps in _step_counts(results, wanted):
+            for name, chosen in _inferences(results, {**wanted, "num_inference_steps": steps}):
+                ways.setdefault(name, {})[str(steps)] = chosen
+        for name, found in ways.items():
+            coverage, success = (
+                _same_states({steps: results.scores(measure, **chosen) for steps, chosen in found.items()})
+                for measure in ("max_coverage", "success")
+            )
+            most = next(iter(found))
+            if len(found) < 2 or not next(iter(coverage[most].values())).size:
+                continue
+            for row in compare_arms(coverage, most):
+                cells, numbers = _cells(row, success, most)
+                rows.append([coupling, name, row.arm, str(len(row.seeds)), *cells])
+                content.append(
+                    {**wanted, "inference": name, "num_inference_steps": int(row.arm), **numbers, **asdict(row)}
+                )
     return rows, content
 
 

@@ -23,6 +23,7 @@ from immiscible_policy.evaluation.results_tables import (
     level_rows,
     pooled_rows,
     rules_rows,
+    step_rows,
     training_curves,
 )
 from immiscible_policy.evaluation.variance_components import mean_t
@@ -230,6 +231,49 @@ def test_gains_in_success_are_of_the_seeds_that_have_both(tmp_path: Path) -> Non
     assert content[0]["success_plain"] != np.mean([list(scores.values()) for scores in plain.values()])
 
 
+def with_fewer_steps(folder: Path, inference: str, steps: int, lost: float, moved: int = 0) -> None:
+    """Evaluate the made-up run once more, with so many sampling steps and scores that are lower by ``lost``.
+
+    Args:
+        moved: how far the initial states are from the usual ones.
+    """
+    kept = pq.read_table(folder / "evaluations" / f"{inference}.parquet").to_pylist()
+    episodes = [{**row, "seed": row["seed"] + moved, "max_coverage": row["max_coverage"] - lost} for row in kept]
+    report = {"episodes": episodes, "settings": settings(inference, steps), "seconds": {}}
+    write_evaluation(folder / "evaluations" / f"{inference}-{steps}.parquet", report)
+
+
+def test_fewer_steps_are_compared_with_the_most_of_the_same_policies(tmp_path: Path) -> None:
+    cells = []
+    for seed in (0, 1, 2):
+        folder = tmp_path / f"cell-{seed}"
+        write_cell(folder, seed, 0.0, 0.1)
+        with_fewer_steps(folder, "none", 1, lost=0.2)
+        if seed < 2:
+            with_fewer_steps(folder, "none", 2, lost=0.05)
+        cells.append((folder, {**FIXED, "coupling": "none"}, seed))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    rows, content = step_rows(load_results(tmp_path / "results.parquet"), FIXED)
+    # Warm sampling has one number of steps.
+    assert [row[:4] for row in rows[1:]] == [
+        ["none", "none", steps, n] for steps, n in (("4", "3"), ("2", "2"), ("1", "3"))
+    ]
+    assert content[0]["difference"] is None
+    assert [row["difference"]["mean"] for row in content[1:]] == pytest.approx([-0.05, -0.2], abs=1e-6)
+    assert [row["shared_seeds"] for row in content[1:]] == [(0, 1), (0, 1, 2)]
+    assert [row["num_inference_steps"] for row in content] == [4, 2, 1]
+
+
+def test_numbers_of_steps_are_compared_over_the_states_that_all_have(tmp_path: Path) -> None:
+    cells = [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)]
+    write_cell(tmp_path / "cell", 0, 0.0, 0.1)
+    with_fewer_steps(tmp_path / "cell", "none", 2, lost=0.05, moved=10)
+    with_fewer_steps(tmp_path / "cell", "warm", 2, lost=0.05, moved=len(STATES))
+    collect_results("made up", cells, tmp_path / "results.parquet")
+    _, content = step_rows(load_results(tmp_path / "results.parquet"), FIXED)
+    assert [(row["inference"], row["n_episodes"]) for row in content] == [("none", 30), ("none", 30)]
+
+
 def test_evaluations_of_an_earlier_experiment_are_left_out(tmp_path: Path) -> None:
     write_cell(tmp_path / "cell", 0, 0.0, 0.1)
     cells, wanted = [(tmp_path / "cell", {**FIXED, "coupling": "none"}, 0)], {tmp_path / "cell": ["none.parquet"]}
@@ -431,7 +475,7 @@ def test_tables_and_figures_are_written(path: Path, tmp_path: Path) -> None:
     names = {p.relative_to(tmp_path).as_posix() for p in written}
     assert {f"tables/coverage.{kind}" for kind in ("md", "tex", "json")} <= names
     assert {"figures/training-keypoints.png", "figures/differences-keypoints.png"} <= names
-    assert "figures/sampling_steps-keypoints.png" not in names  # of one number of steps
+    assert not {"figures/sampling_steps-keypoints.png", "tables/steps.md"} & names  # of one number of steps
     (tmp_path / "tables" / "pooled.md").write_text("of other results")
     (tmp_path / "tables" / "mine.md").write_text("of the user")
     write_tables(path, tmp_path)
