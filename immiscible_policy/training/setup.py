@@ -1,14 +1,18 @@
 """What the training loop is built from: optimiser, averaged weights, compiled network, one accelerator a run."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import AcceleratorState
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from immiscible_policy.training.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 def build_optimizer(model: nn.Module, config: TrainerConfig) -> torch.optim.Optimizer:
@@ -23,6 +27,9 @@ def build_optimizer(model: nn.Module, config: TrainerConfig) -> torch.optim.Opti
 
 def build_average(parameters: Iterable[nn.Parameter], config: TrainerConfig) -> EMAModel:
     """The weights' moving average of a configuration."""
+    # Here, because it brings transformers, which is a third of the time that a script takes to start.
+    from diffusers.training_utils import EMAModel
+
     return EMAModel(
         parameters,
         decay=config.ema_max_decay,

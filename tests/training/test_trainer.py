@@ -162,8 +162,8 @@ def test_a_run_killed_by_the_system_resumes_exactly(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from dataclasses import replace; import test_trainer as t\n"
-        "run = t.trainer(Path(sys.argv[1]), replace(t.CONFIG, steps=2000, checkpoint_every=20, evaluate_every=2000,"
-        " validate_every=2000))\n"
+        "run = t.trainer(Path(sys.argv[1]), replace(t.CONFIG, steps=800, checkpoint_every=20, evaluate_every=800,"
+        " validate_every=800))\n"
         "print('ready', flush=True)\n"
         "if run.latest.exists() or run.latest.with_name('.latest.old').exists():\n"
         "    run.resume(); print('resumed', run.step)\n"
