@@ -228,8 +228,8 @@ def warn_in_one_line() -> None:
         line: str | None = None,
     ) -> None:
         ours = category is UserWarning and any(Path(filename).is_relative_to(folder) for folder in _OUR_CODE)
-        usual = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
-        tqdm.write(f"warning: {message}" if ours else usual, file=file or sys.stderr)
+        text = f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+        tqdm.write(text.rstrip(), file=file or sys.stderr)
 
     warnings.showwarning = show
 

@@ -112,16 +112,13 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; a failure that a user can cause ends in one line."""
     arguments = build_parser().parse_args(argv)
-    cli.warn_in_one_line()
     try:
         run(arguments)
     except NoDisplayError as error:
         cli.fail(f"{error}, or write a video with --record")
     except cli.EXPECTED as error:
-        cli.fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        cli.fail(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.interruptible(main))

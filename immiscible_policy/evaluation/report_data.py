@@ -104,9 +104,14 @@ class RunRecord:
         source = mapping(self.demonstrations)
         if not source.get("path") or not isinstance(source.get("n_episodes"), int):
             return "demonstrations unknown"
+        return demonstrations_text({**source, "max_train_episodes": self.max_train_episodes})
+
+    @property
+    def max_train_episodes(self) -> int | None:
+        """To how many episodes training was limited; None where it was not."""
         # Runs made before demonstrations.json said so have it in their configuration alone.
         limit = part(self.config, "dataset", "max_train_episodes")
-        return demonstrations_text({**source, "max_train_episodes": limit if isinstance(limit, int) else None})
+        return limit if isinstance(limit, int) else None
 
     def path_for_commands(self) -> str:
         """The run folder as a command typed in the run's working directory would name it."""

@@ -167,8 +167,8 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         else "not recorded"
     )
     steps = summary.get("steps", run.last_step)
-    limit = part(run.config, "dataset", "max_train_episodes")
-    if source and isinstance(limit, int) and limit < source.get("n_episodes", 0):
+    limit, available = run.max_train_episodes, source.get("n_episodes")
+    if limit is not None and isinstance(available, int) and limit < available:
         demonstrations += f"; trained on {limit} of the episodes"
     facts = [
         ("training seed", str(run.seed)),

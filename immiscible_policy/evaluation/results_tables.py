@@ -238,12 +238,14 @@ def step_rows(results: Results, fixed: dict[str, Any]) -> Rows:
             for name, chosen in _inferences(results, {**wanted, "num_inference_steps": steps}):
                 ways.setdefault(name, {})[str(steps)] = chosen
         for name, found in ways.items():
+            if len(found) < 2:
+                continue
             coverage, success = (
                 _same_states({steps: results.scores(measure, **chosen) for steps, chosen in found.items()})
                 for measure in ("max_coverage", "success")
             )
             most = next(iter(found))
-            if len(found) < 2 or not next(iter(coverage[most].values())).size:
+            if not next(iter(coverage[most].values())).size:  # no initial state in common
                 continue
             for row in compare_arms(coverage, most):
                 cells, numbers = _cells(row, success, most)

@@ -457,6 +457,13 @@ def test_runs_on_fewer_of_the_demonstrations_are_another_arm(make_run, tmp_path:
     assert ["; trained on 25 of the episodes" in text for text in texts] == [False, True]
 
 
+def test_an_unknown_number_of_demonstrations_costs_no_report(make_run, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "few", **{"dataset.max_train_episodes": 25})
+    record = json.loads((folder / "demonstrations.json").read_text())
+    (folder / "demonstrations.json").write_text(json.dumps({**record, "n_episodes": None}))
+    assert "; trained on" not in page(folder).text
+
+
 def test_only_runs_are_taken_for_runs(make_run, tmp_path: Path) -> None:
     make_run(tmp_path / "group" / "run")
     make_run(tmp_path / "group" / "run" / "inside")  # a run holds no runs

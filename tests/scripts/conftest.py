@@ -70,7 +70,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
             if name in ("train_policy", "eval_policy", "train_image", "train_vae", "analyze_images", "reproduce"):
                 cli.run(module.main, name)
             else:
-                return int(module.main() or 0)
+                return cli.interruptible(module.main)
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0
