@@ -57,6 +57,11 @@ class Mixture(Wrapper):
             return self._by(self.coupling, data, noise, context)
         batch = data.shape[0]
         chosen = torch.rand(batch, generator=context.generator, device=data.device) < probability
+        if self.coupling.is_rowwise and self.coupling.takes_noise:
+            # The others make no difference to a sample, and counting the chosen would wait for a GPU.
+            noise = self._drawn(data, noise, context)
+            coupled = self._by(self.coupling, data, noise, context)
+            return torch.where(chosen.view(-1, *(1,) * (data.ndim - 1)), coupled, noise)
         given = None if noise is None else noise[chosen]
         coupled = self._by(self.coupling, data[chosen], given, context.rows(chosen, data))
         if noise is not None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, SeedCache, Warmup
 
@@ -42,6 +43,30 @@ def test_chosen_samples_are_assigned_among_themselves():
     assert torch.equal(noise[~chosen], given[~chosen])
     assert torch.equal(noise[chosen], LinearAssignment()(data[chosen], given[chosen]))
     assert torch.equal(noise.sort(dim=0).values, given.sort(dim=0).values)
+
+
+class Sizes(TorchDispatchMode):
+    """Counts operations whose result is as large as a tensor's values say, for which the processor waits for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.of_values += by_mask or name in ("nonzero", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_samples_that_are_paired_one_by_one_need_no_count_of_the_chosen(given):
+    data = torch.randn(32, 4, generator=generator(0))
+    noise = torch.randn(32, 4, generator=generator(1)) if given else None
+    for coupling, counts in ((KNN(4), False), (LinearAssignment(), True)):
+        with Sizes() as sizes:
+            Mixture(coupling)(data, noise, generator=generator(2))
+        assert (sizes.of_values > 0) == counts
 
 
 def test_without_given_noise_both_parts_have_their_law():
