@@ -98,11 +98,11 @@ class Experiment:
         for name, settings in self.measurements.items():
             if name not in SETTINGS:
                 raise ValueError(f"measurements: {name!r} is none of {', '.join(SETTINGS)}")
-            unknown = set(settings) - set(SETTINGS[name])
-            if unknown:
-                raise ValueError(
-                    f"measurements.{name}: {', '.join(sorted(unknown))} is none of {', '.join(SETTINGS[name])}"
-                )
+            known = ", ".join(SETTINGS[name])
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"measurements.{name}={settings!r}: must be a mapping out of {known}")
+            if unknown := set(settings) - set(SETTINGS[name]):
+                raise ValueError(f"measurements.{name}: {', '.join(sorted(unknown))} is none of {known}")
 
     def _check_evaluations(self) -> None:
         """Refuse evaluations of which no table could be made: their episodes could not be told apart, or paired."""

@@ -25,7 +25,7 @@ ACTIONS = ("run", "tables", "status")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     cli.check_action(cfg, ACTIONS)
-    experiment = Experiment(**plain_settings(cfg.experiment))
+    experiment = _experiment(cfg)
     folder, failed = Path(cfg.folder), []
     check_folder(experiment, folder)
     results = [Path(path) for path in cfg.join]
@@ -53,6 +53,12 @@ def main(cfg: DictConfig) -> None:
     if any(cell.is_trained for cell in experiment.cells(folder)):
         print(write_report(folder).path)
     cli.check_none_failed(failed)
+
+
+def _experiment(cfg: DictConfig) -> Experiment:
+    settings = plain_settings(cfg.experiment)
+    wanted = {name: how for name, how in (settings["measurements"] or {}).items() if how is not None}
+    return Experiment(**{**settings, "measurements": wanted})
 
 
 def _work(

@@ -369,6 +369,7 @@ def test_an_evaluation_can_be_for_some_cells_only() -> None:
             r"factors: kind, length are columns of every table of results; choose other names",
         ),
         ({"measurements": {"modes": {"starts": 3}}}, r"measurements.modes: starts is none of n_starts"),
+        ({"measurements": {"modes": 4}}, r"measurements.modes=4: must be a mapping out of n_starts, n_repeats"),
         ({"measurements": {"mode": {}}}, r"measurements: 'mode' is none of modes, modes_warm, prior_gap"),
         ({"evaluations": [{"only": {"coupling": ["knm"]}}]}, r"only.coupling=\['knm'\]: choose a list out of none"),
         ({"evaluations": [{"only": {"coupling": "none"}}]}, r"only.coupling=none: choose a list out of none"),

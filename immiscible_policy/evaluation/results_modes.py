@@ -21,7 +21,8 @@ MODE_NOTE = (
     "Which way round the block from mirror-symmetric starts, sampled from N(0, I) or (warm) from noise that the "
     "coupling chooses as in training. Entropy of the split per start in bits (1 is an even split, 0 always the same "
     "way), Miller-Madow corrected, and its difference to the baseline's from N(0, I), paired by training seed; "
-    "imbalance is |share - 1/2| per start, beside it what a fair coin would show. Means over training seeds [95% t "
+    "imbalance is |share - 1/2| per start, beside it what a fair coin would show. A start counts where the policy went "
+    "round from it at least twice; starts says how many did, fewest to most by seed. Means over training seeds [95% t "
     "interval over them], not adjusted for their number. Demonstrations begin anywhere and once in each place: theirs "
     "is the split over all of these [Wilson interval], not that of a start."
 )
@@ -33,6 +34,7 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         "coupling",
         "inference",
         "seeds",
+        "starts",
         "clockwise",
         "entropy, bits",
         "difference",
@@ -55,10 +57,12 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
         cells += ["" if difference is None else plain_cell(difference, "+") + of_seeds(len(pairs), len(runs))]
         cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
-        rows.append([coupling, inference, str(len(runs)), *cells])
+        starts = [run[measurement]["entropy"]["n"] for run in runs]
+        counted = " to ".join(map(str, sorted({min(starts), max(starts)})))
+        rows.append([coupling, inference, str(len(runs)), counted, *cells])
         numbers: dict[str, Any] = {k: asdict(v) for k, v in measures.items()}
         numbers["entropy_difference"] = None if difference is None else asdict(difference)
-        seeds = {"n_seeds": len(runs), "n_shared_seeds": len(pairs)}
+        seeds = {"n_seeds": len(runs), "n_shared_seeds": len(pairs), "n_starts": [min(starts), max(starts)]}
         content.append({**wanted, "inference_coupling": inference, **seeds, **numbers})
     if content:
         shown, splits = _demonstration_rows(results, fixed)
@@ -82,7 +86,7 @@ def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
         split, counts = Interval(**ways["p_clockwise"], level=0.95), ways["counts"]
         direct = 100 * counts["direct"] / sum(counts.values())
         name = f"{sum(counts.values())} demonstrations"
-        rows.append([name, "", "", percent_cell(split), "", "", "", f"{direct:.1f}"])
+        rows.append([name, "", "", "", percent_cell(split), "", "", "", f"{direct:.1f}"])
         content.append({**fixed, "demonstrations": record["path"], **ways})
     return rows, content
 

@@ -61,7 +61,8 @@ def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
         for step in (10, 20, 20)  # a resumed run repeats its last
     ]
     (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts))
-    measures = {name: {"mean": 0.5 + seed / 100} for name in ("p_clockwise", "entropy", "imbalance", "direct")}
+    names = ("p_clockwise", "entropy", "imbalance", "direct")
+    measures = {name: {"mean": 0.5 + seed / 100, "n": 16 - seed} for name in names}
     (folder / "modes.json").write_text(json.dumps({**measures, "imbalance_fair": 0.1}))
     error = {"error": 5.0 + seed, "bias": 3.0, "spread": 4.0}
     gap = {"shift": 0.25, "power": 0.875, "prior": error, "matched": None if seed == 7 else {**error, "error": 2.0}}
@@ -390,19 +391,21 @@ def test_curves_rules_and_modes(path: Path) -> None:
         run["modes"]["entropy"]["mean"] += 0.1 * (run["levels"]["coupling"] == "knn")
     rows, modes = mode_rows(results, FIXED, "none")
     assert modes[1]["entropy_difference"]["mean"] == pytest.approx(0.1)
-    assert rows[2][5] == "+0.10 [+0.10, +0.10]"
+    assert rows[2][6] == "+0.10 [+0.10, +0.10]"
     for run in results.runs:  # with chosen noise more even by another 0.2
         if run["levels"]["coupling"] == "knn":
-            run["modes_warm"] = {**run["modes"], "entropy": {"mean": run["modes"]["entropy"]["mean"] + 0.2}}
+            run["modes_warm"] = {**run["modes"], "entropy": {"mean": run["modes"]["entropy"]["mean"] + 0.2, "n": 16}}
     rows, modes = mode_rows(results, FIXED, "none")
     assert [row[:2] for row in rows[1:]] == [["none", "none"], ["knn", "none"], ["knn", "warm"]]
     assert [row["inference_coupling"] for row in modes] == ["none", "none", "warm"]
+    assert [row[3] for row in rows] == ["starts", "14 to 16", "14 to 16", "16"]
+    assert modes[0]["n_starts"] == [14, 16]
     assert modes[2]["entropy_difference"]["mean"] == pytest.approx(0.3)  # from the baseline's from N(0, I)
     for run in results.runs:  # not measured of all seeds of the baseline
         if run["levels"]["coupling"] == "none" and run["seed"] > 0:
             run["modes"] = None
     rows, modes = mode_rows(results, FIXED, "none")
-    assert [row[5] for row in rows[1:]] == ["", "+0.10 (1 of 3 seeds)", "+0.30 (1 of 3 seeds)"]
+    assert [row[6] for row in rows[1:]] == ["", "+0.10 (1 of 3 seeds)", "+0.30 (1 of 3 seeds)"]
     assert [(row["n_seeds"], row["n_shared_seeds"]) for row in modes[1:]] == [(3, 1), (3, 1)]
 
 
@@ -454,7 +457,7 @@ def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -
     collect_results("made up", cells, tmp_path / "results.parquet", describe=describe)
     results = load_results(tmp_path / "results.parquet")
     rows, content = mode_rows(results, FIXED, "none")
-    assert rows[1] == ["10 demonstrations", "", "", "37.5 [14.0, 69.0]", "", "", "", "20.0"]
+    assert rows[1] == ["10 demonstrations", "", "", "", "37.5 [14.0, 69.0]", "", "", "", "20.0"]
     assert content[0]["counts"] == counts
     rows, content = coverage_rows(results, FIXED, "none")
     assert {row[2]: row[-1] for row in rows[1:]} == {"none": "0.50", "warm": ""}  # measured from N(0, I) alone

@@ -16,7 +16,7 @@ SMALL = (
     "experiment=quick",
     "experiment.seeds=[0]",
     "experiment.evaluations=[{n_episodes: 3, num_inference_steps: 4, inference_coupling: none}]",
-    "~experiment.measurements.prior_gap",
+    "experiment.measurements.prior_gap=null",
     "device=cpu",
 )
 
