@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.pusht.geometry import GOAL_POSE
 from envs.pusht.modes import symmetric_starts
-from immiscible_policy.coupling import Independent
+from immiscible_policy.coupling import Coupling, Independent
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.modes import count_modes
@@ -42,8 +42,8 @@ class Cell(GridRun):
 
     def missing(self, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
         """Evaluations that are still to be made. One by a coupling that has nothing to choose is plain inference."""
-        missing = [config for config in configs if not self.evaluation_file(config).is_file()]
-        return possible(missing, self.trained_with) if missing and self.is_trained else missing
+        asked = possible(configs, self.trained_with) if self.is_trained else configs
+        return [config for config in asked if not self.evaluation_file(config).is_file()]
 
     @property
     def trained_with(self) -> str:
@@ -70,9 +70,20 @@ def possible(configs: Sequence[EvaluationConfig], coupling: str) -> list[Evaluat
     Args:
         coupling: as a run's summary tells it.
     """
-    if _chooses(coupling):
-        return list(configs)
-    return [config for config in configs if config.inference_coupling == "none" or config.selection is not None]
+    if _chooser(coupling) is None:
+        return [config for config in configs if config.inference_coupling == "none" or config.selection is not None]
+    return [
+        config
+        for config in configs
+        if not (names_own(config.selection, coupling) and replace(config, selection=None) in configs)
+    ]
+
+
+@cache
+def names_own(selection: str | None, coupling: str) -> bool:
+    """Whether a selection is the one that policies trained with a coupling make where none is named."""
+    own = _chooser(coupling)
+    return selection is not None and own is not None and repr(_chooser(selection)) == repr(own)
 
 
 def measurable(names: Iterable[str], coupling: str) -> list[str]:
@@ -82,17 +93,17 @@ def measurable(names: Iterable[str], coupling: str) -> list[str]:
         names: of ``MEASUREMENTS``.
         coupling: as a run's summary tells it.
     """
-    chooses = _chooses(coupling)
+    chooses = _chooser(coupling) is not None
     return [name for name in names if chooses or name != "modes_warm"]
 
 
-def _chooses(coupling: str) -> bool:
-    """Whether there is anything that it would choose of the initial noise at inference."""
+def _chooser(coupling: str) -> Coupling | None:
+    """What chooses the initial noise of policies trained with a coupling; None where it would choose nothing."""
     try:
         chooser = parse_coupling(coupling).at_inference()
     except ValueError:
-        return False
-    return not (isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1)
+        return None
+    return None if isinstance(chooser, Independent) or getattr(chooser, "k", None) == 1 else chooser
 
 
 def evaluation_name(config: EvaluationConfig) -> str:

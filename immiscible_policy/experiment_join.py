@@ -24,14 +24,14 @@ from immiscible_policy.evaluation.results import (
     write_evaluation_rows,
 )
 from immiscible_policy.experiment import Experiment, is_done
-from immiscible_policy.experiment_cell import Cell, measurable, possible
+from immiscible_policy.experiment_cell import Cell, measurable, names_own, possible
 from immiscible_policy.files import write_json
 
 Row = Mapping[str, Any]
 # Settings -> precision -> initial state -> row.
 Evaluations = defaultdict[tuple[Any, ...], defaultdict[str, dict[int, Row]]]
-# Settings that tell one evaluation's rows from another's, besides the sampler, the initial states and the precision.
-_SETTINGS = ("num_inference_steps", *INITIAL_NOISE)
+# Settings that tell one evaluation's rows from another's, besides the initial states and the precision.
+_SETTINGS = ("num_inference_steps", "sampler", *INITIAL_NOISE)
 
 
 def find_joined(experiment: Experiment, folder: Path, paths: Sequence[Path]) -> dict[Path, RunResults]:
@@ -74,7 +74,7 @@ def _lacked(
 ) -> tuple[dict[EvaluationConfig, list[Row]], list[str]]:
     """Evaluations and measurements of the experiment that they have, and a cell trained here lacks so far."""
     found, configs = _evaluations(results), cell.missing(experiment.evaluation_configs(cell))
-    known = {config: rows for config in configs if (rows := _rows_of(found, config, results.own_sampler))}
+    known = {config: rows for config in configs if (rows := _rows_of(found, config, results))}
     return known, [name for name in experiment.missing_measurements(cell) if results.record[name] is not None]
 
 
@@ -121,33 +121,42 @@ def take_over(experiment: Experiment, joined: Mapping[Path, RunResults], cell: C
 
 def _asked_for(results: RunResults, experiment: Experiment, cell: Cell) -> RunResults:
     """The part that the experiment asks for, which may have other evaluations than the one it is from."""
-    configs = experiment.evaluation_configs(cell)
+    configs = possible(experiment.evaluation_configs(cell), results.record["trained_with"])
     missing = _missing(results, configs)
-    own = results.own_sampler
     kept = [config for config in configs if config not in missing]
-    wanted = {(_key(asdict(config), own), state) for config in kept for state in config.seeds}
+    # A selection is called here what the experiment calls it, so that its arms' rows are found by one name.
+    wanted = {(_key(asdict(config), results), state): config.selection for config in kept for state in config.seeds}
     record = measured_as(results.record, experiment.measurements)
-    rows = [row for row in results.rows if row["kind"] != "final" or (_key(row, own), row["evaluation_seed"]) in wanted]
+    rows: list[Row] = []
+    taken = set()
+    for row in results.rows:
+        if row["kind"] != "final":
+            rows.append(row)
+            continue
+        key = (_key(row, results), row["evaluation_seed"])
+        if key in wanted and (key, row["mixed_precision"]) not in taken:
+            taken.add((key, row["mixed_precision"]))
+            rows.append({**row, "selection": wanted[key]})
     return RunResults(record, rows)
 
 
 def _missing(results: RunResults, configs: Sequence[EvaluationConfig]) -> list[EvaluationConfig]:
     """Evaluations of a training run that its results do not have in whole."""
-    found, own = _evaluations(results), results.own_sampler
-    return [config for config in possible(configs, results.record["trained_with"]) if not _rows_of(found, config, own)]
+    found = _evaluations(results)
+    return [c for c in possible(configs, results.record["trained_with"]) if not _rows_of(found, c, results)]
 
 
 def _evaluations(results: RunResults) -> Evaluations:
     found: Evaluations = defaultdict(lambda: defaultdict(dict))
     for row in results.rows:
         if row["kind"] == "final":
-            found[_key(row, results.own_sampler)][row["mixed_precision"]][row["evaluation_seed"]] = row
+            found[_key(row, results)][row["mixed_precision"]][row["evaluation_seed"]] = row
     return found
 
 
-def _rows_of(found: Evaluations, config: EvaluationConfig, own_sampler: str | None) -> list[Row]:
+def _rows_of(found: Evaluations, config: EvaluationConfig, results: RunResults) -> list[Row]:
     """A row for each initial state of an evaluation; none where it is not there in whole."""
-    for precision, rows in found[_key(asdict(config), own_sampler)].items():
+    for precision, rows in found[_key(asdict(config), results)].items():
         if config.mixed_precision in ("auto", precision) and rows.keys() >= set(config.seeds):
             return [rows[state] for state in config.seeds]
     return []
@@ -159,8 +168,12 @@ def _not_measured(results: RunResults, experiment: Experiment) -> list[str]:
     return measurable(missing, results.record["trained_with"])
 
 
-def _key(settings: Mapping[str, Any], own_sampler: str | None) -> tuple[Any, ...]:
-    return (settings["sampler"] or own_sampler, *(settings[name] for name in _SETTINGS))
+def _key(settings: Row, results: RunResults) -> tuple[Any, ...]:
+    """Settings of an evaluation, equal where what they do to the policy is."""
+    own = {"sampler": settings["sampler"] or results.own_sampler}
+    if names_own(settings["selection"], results.record["trained_with"]):
+        own["selection"] = None
+    return tuple({**settings, **own}[name] for name in _SETTINGS)
 
 
 def settings_of(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:

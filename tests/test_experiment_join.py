@@ -114,6 +114,46 @@ def test_evaluations_by_another_sampler_are_others(published: Path, tmp_path: Pa
     assert len(find_joined(both, tmp_path / "c", [results])[both.cells(tmp_path / "c")[0].folder].rows) > len(kept_rows)
 
 
+def test_the_selection_of_the_training_is_the_same_by_name(published: Path, tmp_path: Path) -> None:
+    """Of policies trained with KNN(k=2), that is; of those without a coupling it is another evaluation."""
+    warm = {"n_episodes": 3, "num_inference_steps": 4, "inference_coupling": "warm"}
+    unnamed, named = ({**warm, "selection": selection} for selection in (None, "KNN(2)"))
+    first, both = experiment(evaluations=[unnamed]), experiment(evaluations=[unnamed, named])
+    for cell in first.cells(tmp_path / "unnamed"):
+        finish(first, cell)
+    table = collect(first, tmp_path / "unnamed")
+    for asked, name in ((experiment(evaluations=[named]), "KNN(2)"), (both, None)):
+        folder = tmp_path / str(name)
+        joined = find_joined(asked, folder, [table])
+        assert [cell.levels["coupling"] for cell in incomplete(asked, folder, joined)] == ["none", "none"]
+        results = load_results(collect(asked, folder, joined))
+        assert results.levels("selection", kind="final") == [name]
+        assert int(results.where(kind="final", coupling="knn").sum()) == 6
+    cells = both.cells(tmp_path / "trained")[:2]
+    for cell in cells:
+        train(cell)
+    missing = [[config.selection for config in cell.missing(both.evaluation_configs(cell))] for cell in cells]
+    assert missing == [["KNN(2)"], [None]]
+    evaluate(cells[1], both.evaluation_configs(cells[1])[0])
+    assert cells[1].missing(both.evaluation_configs(cells[1])) == []
+
+
+def test_one_evaluation_under_two_names_is_joined_once(tmp_path: Path) -> None:
+    """As older tables may have it."""
+    warm = {"n_episodes": 3, "num_inference_steps": 4, "inference_coupling": "warm"}
+    asked = experiment(evaluations=[{**warm, "selection": selection} for selection in (None, "KNN(k=2)")])
+    cells = asked.cells(tmp_path / "twice")
+    for cell in cells:
+        finish(asked, cell)
+        for config in asked.evaluation_configs(cell):
+            evaluate(cell, config)
+    table = collect(asked, tmp_path / "twice")
+    assert int(load_results(table).where(kind="final", coupling="knn", training_seed=0).sum()) == 6
+    joined = find_joined(asked, tmp_path / "once", [table])
+    results = load_results(collect(asked, tmp_path / "once", joined))
+    assert int(results.where(kind="final", coupling="knn", training_seed=0).sum()) == 3
+
+
 def test_ways_with_chosen_noise_lack_where_they_could_be_measured(published: Path, tmp_path: Path) -> None:
     table = pq.read_table(published)  # as it was before there was such a measurement
     content = json.loads(table.schema.metadata[b"experiment"])
