@@ -420,7 +420,8 @@ def test_a_cell_without_a_choice_to_make_is_not_evaluated_as_coupled(tmp_path: P
     )
     texts = {
         "Independent()": [other],
-        "KNN(k=2)": [warm, other],
+        "KNN(k=2)": [warm],  # the same by name
+        "KNN(k=3)": [warm, other],
         "Warmup(KNN(k=8), start=0, anneal_to={'k': 1}, anneal_over=5)": [other],
         "SeedCache(n_data=9)": [other],
         "LinearAssignment(condition_weight=ClusteredConditions())": [other],
