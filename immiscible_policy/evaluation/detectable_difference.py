@@ -46,7 +46,7 @@ def detectable_for(
     if deviation == 0:
         return 0.0
     drawn = _drawn_squares(n_seeds, n_episodes, expected)
-    halves = half_width(drawn.parts(n_seeds, n_episodes), (n_seeds, n_episodes), (1 - level) / 2)
+    halves = half_width(drawn, n_seeds, n_episodes, (1 - level) / 2)
 
     def missing(difference: float) -> float:
         found = stats.norm.cdf((difference - halves) / deviation) + stats.norm.cdf((-difference - halves) / deviation)
