@@ -184,7 +184,9 @@ def coverage_by_gap(results: Results, fixed: dict[str, Any], path: Path) -> bool
     for axes, label, measure in zip(panels, labels, (_shift, _spread), strict=True):
         every: list[tuple[float, float]] = []
         for index, name in enumerate(runs):
-            measured_runs = [(measure(run), coverage[name][run["seed"]]) for run in runs[name]]
+            # Steps in common may be those of other evaluations that sample from N(0, I), such as from shorter noise.
+            evaluated = [run for run in runs[name] if run["seed"] in coverage[name]]
+            measured_runs = [(measure(run), coverage[name][run["seed"]]) for run in evaluated]
             points = [(value, score) for value, score in measured_runs if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", markersize=5, label=name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from envs.pusht.modes import MODES
+from immiscible_policy.evaluation.modes import split_entropy
 from immiscible_policy.evaluation.results import Results
 from immiscible_policy.evaluation.results_cells import Rows, of_seeds, percent_cell, plain_cell
 from immiscible_policy.evaluation.statistics import Interval
@@ -20,11 +23,11 @@ MEASURED = {"none": "modes", "warm": "modes_warm"}
 MODE_NOTE = (
     "Which way round the block from mirror-symmetric starts, sampled from N(0, I) or (warm) from noise that the "
     "coupling chooses as in training. Entropy of the split per start in bits (1 is an even split, 0 always the same "
-    "way), Miller-Madow corrected, and its difference to the baseline's from N(0, I), paired by training seed; "
-    "imbalance is |share - 1/2| per start, beside it what a fair coin would show. A start counts where the policy went "
-    "round from it at least twice; starts says how many did, fewest to most by seed. Means over training seeds [95% t "
-    "interval over them], not adjusted for their number. Demonstrations begin anywhere and once in each place: theirs "
-    "is the split over all of these [Wilson interval], not that of a start."
+    "way), Miller-Madow corrected, and its difference to the baseline's from N(0, I), paired by training seed and, "
+    "where they count for both, by start; imbalance is |share - 1/2| per start, beside it what a fair coin would show. "
+    "A start counts where the policy went round from it at least twice; starts says how many did, fewest to most by "
+    "seed. Means over training seeds [95% t interval over them], not adjusted for their number. Demonstrations begin "
+    "anywhere and once in each place: theirs is the split over all of these [Wilson interval], not that of a start."
 )
 
 
@@ -42,7 +45,7 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         "direct",
     ]
     rows, content = [head], []
-    plain = _entropies(results.runs_with("modes", **fixed, coupling=baseline))
+    plain = {run["seed"]: _entropies(run["modes"]) for run in results.runs_with("modes", **fixed, coupling=baseline)}
     arms = itertools.product(results.levels("coupling", **fixed), MEASURED.items())
     for coupling, (inference, measurement) in arms:
         wanted = {**fixed, "coupling": coupling}
@@ -50,11 +53,16 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         measures = _mode_measures(runs, measurement)
         if measures is None:
             continue
-        fair = float(np.mean([run[measurement]["imbalance_fair"] for run in runs]))
-        own = {} if (coupling, inference) == (baseline, "none") else _entropies(runs, measurement)
-        pairs = [[own[seed] - plain[seed]] for seed in own if seed in plain]
+        fair = float(np.nanmean([_number(run[measurement]["imbalance_fair"]) for run in runs]))
+        is_baseline = (coupling, inference) == (baseline, "none")
+        own = {} if is_baseline else {run["seed"]: _entropies(run[measurement]) for run in runs}
+        differences = [_mean_difference(own[seed], plain[seed]) for seed in own if seed in plain]
+        pairs = [[value] for value in differences if value is not None]
         difference = mean_t(np.array(pairs)) if pairs else None
-        cells = [percent_cell(measures["p_clockwise"]), plain_cell(measures["entropy"])]
+
+        of_all = {name: of_seeds(found.n, len(runs)) for name, found in measures.items()}
+        cells = [percent_cell(measures["p_clockwise"]) + of_all["p_clockwise"]]
+        cells += [plain_cell(measures["entropy"]) + of_all["entropy"]]
         cells += ["" if difference is None else plain_cell(difference, "+") + of_seeds(len(pairs), len(runs))]
         cells += [f"{plain_cell(measures['imbalance'])} ({fair:.2f})", percent_cell(measures["direct"])]
         starts = [run[measurement]["entropy"]["n"] for run in runs]
@@ -91,19 +99,33 @@ def _demonstration_rows(results: Results, fixed: dict[str, Any]) -> Rows:
     return rows, content
 
 
-def _entropies(runs: Sequence[Mapping[str, Any]], measurement: str = "modes") -> dict[int, float]:
-    """Training seed -> entropy, of the policies that have one."""
-    found = {run["seed"]: run[measurement]["entropy"]["mean"] for run in runs}
-    return {seed: float(entropy) for seed, entropy in found.items() if entropy is not None and not np.isnan(entropy)}
+def _entropies(modes: Mapping[str, Any]) -> np.ndarray:
+    """(n_starts,) bits of the split at every start; NaN where the policy went round from it less than twice."""
+    clockwise, other = (np.array([start[way] for start in modes["per_start"]]) for way in MODES[:2])
+    return np.where(clockwise + other >= 2, split_entropy(clockwise, np.maximum(clockwise + other, 1)), np.nan)
+
+
+def _mean_difference(own: np.ndarray, others: np.ndarray) -> float | None:
+    """Over the starts that count for both; None where there are none."""
+    differences = own - others
+    counted = differences[~np.isnan(differences)]
+    return float(counted.mean()) if counted.size else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _mode_measures(runs: Sequence[Mapping[str, Any]], measurement: str) -> dict[str, TInterval] | None:
-    """Means over training runs; None where there are none, or where a policy goes round from no start."""
-    names = ("p_clockwise", "entropy", "imbalance", "direct")
-    means = {name: np.array([[run[measurement][name]["mean"]] for run in runs], float) for name in names}
-    if not runs or any(np.isnan(values).any() for values in means.values()):
-        return None
-    return {name: mean_t(values) for name, values in means.items()}
+    """Means over the training runs that have them; None where no policy goes round from any start."""
+    found = {}
+    for name in ("p_clockwise", "entropy", "imbalance", "direct"):
+        means = np.array([_number(run[measurement][name]["mean"]) for run in runs])
+        known = means[~np.isnan(means)]
+        if not known.size:
+            return None
+        found[name] = mean_t(known[:, None])
+    return found
 
 
 def ways_entropy(results: Results, levels: dict[str, Any], steps: int, inference: str) -> TInterval | None:

@@ -41,11 +41,12 @@ NOTE = (
     "Max coverage in percent, mean over training seeds and initial states [95% interval over both; of one seed over "
     "initial states alone, which does not say what another seed would give]; IQM is the interquartile mean of the "
     "training runs (of less than four, the mean). Differences are paired by training seed and initial state; p by "
-    "Holm for the rows of a number of steps (of one seed over initial states alone); P(better) is the probability "
-    "that an episode goes better than the paired one of the baseline; detectable is the smallest true difference "
-    "that this design finds with power 0.8, not adjusted. Differences in success (the share of episodes that pass "
-    "0.95) are in points, their intervals not adjusted. A sampler is named where it is not the policies' own, and "
-    "its rows are compared among each other. Two passes (2 x 8) stand beside one of as many network calls (16)."
+    "Holm for the rows of a number of steps, those of each combination of the other factors and of each sampler for "
+    "themselves (of one seed over initial states alone); P(better) is the probability that an episode goes better than "
+    "the paired one of the baseline; detectable is the smallest true difference that this design finds with power 0.8, "
+    "not adjusted. Differences in success (the share of episodes that pass 0.95) are in points, their intervals not "
+    "adjusted. A sampler is named where it is not the policies' own, and its rows are compared among each other. Two "
+    "passes (2 x 8) stand beside one of as many network calls (16)."
 )
 WAYS_NOTE = (
     " Ways, in bits, is how evenly a policy splits between the two ways round the block from mirror-symmetric starts "

@@ -35,7 +35,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the first of them the header, as a booktabs tabular."""
-    escape = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"})
+    escape = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": "$<$", ">": "$>$"})
     lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in rows]
     head, body = lines[0], "\n".join(lines[1:])
     columns = "l" * len(rows[0])

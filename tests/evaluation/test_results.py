@@ -1,6 +1,7 @@
 """The tidy table of an experiment, and the tables made from it, on made-up scores whose answers are known."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from kept_figures import kept_figures
 from made_up_cells import episode
+from scipy.stats import entropy
 
 from immiscible_policy.evaluation.results import collect_results, load_results, write_evaluation
 from immiscible_policy.evaluation.results_cells import percent_cell
@@ -35,6 +37,11 @@ STATES = range(100, 140)
 def settings(inference: str, steps: int = 4) -> dict[str, Any]:
     shared = {"sampler": "ddim", "selection": None, "first_chunk": "two_pass", "known_only": False, "noise_seed": 0}
     return {"num_inference_steps": steps, "inference_coupling": inference, **shared}
+
+
+def ways(*clockwise: int) -> list[dict[str, int]]:
+    """Of 16 repeats from each start, all of which go round."""
+    return [{"clockwise": count, "counter_clockwise": 16 - count} for count in clockwise]
 
 
 def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
@@ -63,7 +70,8 @@ def write_cell(folder: Path, seed: int, offset: float, warm: float) -> None:
     (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts))
     names = ("p_clockwise", "entropy", "imbalance", "direct")
     measures = {name: {"mean": 0.5 + seed / 100, "n": 16 - seed} for name in names}
-    (folder / "modes.json").write_text(json.dumps({**measures, "imbalance_fair": 0.1}))
+    modes = {**measures, "imbalance_fair": 0.1, "per_start": ways(8, 4, 16, 1)}
+    (folder / "modes.json").write_text(json.dumps(modes))
     error = {"error": 5.0 + seed, "bias": 3.0, "spread": 4.0}
     gap = {"shift": 0.25, "power": 0.875, "prior": error, "matched": None if seed == 7 else {**error, "error": 2.0}}
     (folder / "prior_gap.json").write_text(json.dumps(gap))
@@ -387,26 +395,60 @@ def test_curves_rules_and_modes(path: Path) -> None:
     assert modes[0]["entropy"]["mean"] == pytest.approx(0.51)
     assert modes[0]["n_seeds"] == 3
     assert modes[0]["entropy_difference"] is None
-    for run in results.runs:  # an arm more even by 0.1 bits, whatever the seed
-        run["modes"]["entropy"]["mean"] += 0.1 * (run["levels"]["coupling"] == "knn")
-    rows, modes = mode_rows(results, FIXED, "none")
-    assert modes[1]["entropy_difference"]["mean"] == pytest.approx(0.1)
-    assert rows[2][6] == "+0.10 [+0.10, +0.10]"
-    for run in results.runs:  # with chosen noise more even by another 0.2
+    for run in results.runs:  # an arm that is even from the second start on, of four
         if run["levels"]["coupling"] == "knn":
-            run["modes_warm"] = {**run["modes"], "entropy": {"mean": run["modes"]["entropy"]["mean"] + 0.2, "n": 16}}
+            run["modes"] = {**run["modes"], "per_start": ways(8, 8, 16, 1)}
+    rows, modes = mode_rows(results, FIXED, "none")
+    second = (1 - entropy([4, 12], base=2)) / 4
+    assert modes[1]["entropy_difference"]["mean"] == pytest.approx(second)
+    assert rows[2][6] == "+0.05 [+0.05, +0.05]"
+    for run in results.runs:  # with chosen noise from the third one, too
+        if run["levels"]["coupling"] == "knn":
+            run["modes_warm"] = {**run["modes"], "per_start": ways(8, 8, 8, 1), "entropy": {"mean": 0.7, "n": 16}}
     rows, modes = mode_rows(results, FIXED, "none")
     assert [row[:2] for row in rows[1:]] == [["none", "none"], ["knn", "none"], ["knn", "warm"]]
     assert [row["inference_coupling"] for row in modes] == ["none", "none", "warm"]
     assert [row[3] for row in rows] == ["starts", "14 to 16", "14 to 16", "16"]
     assert modes[0]["n_starts"] == [14, 16]
-    assert modes[2]["entropy_difference"]["mean"] == pytest.approx(0.3)  # from the baseline's from N(0, I)
+    third = (1 + 1 / (2 * 16 * math.log(2))) / 4
+    assert modes[2]["entropy_difference"]["mean"] == pytest.approx(second + third)  # from the baseline's from N(0, I)
     for run in results.runs:  # not measured of all seeds of the baseline
         if run["levels"]["coupling"] == "none" and run["seed"] > 0:
             run["modes"] = None
     rows, modes = mode_rows(results, FIXED, "none")
-    assert [row[6] for row in rows[1:]] == ["", "+0.10 (1 of 3 seeds)", "+0.30 (1 of 3 seeds)"]
+    assert [row[6] for row in rows[1:]] == ["", "+0.05 (1 of 3 seeds)", "+0.31 (1 of 3 seeds)"]
     assert [(row["n_seeds"], row["n_shared_seeds"]) for row in modes[1:]] == [(3, 1), (3, 1)]
+
+
+def test_starts_that_do_not_count_for_both_are_in_no_difference(path: Path) -> None:
+    results = load_results(path)
+    for run in results.runs:
+        if run["levels"]["coupling"] == "knn":
+            run["modes"]["per_start"] = [*ways(8, 8), {"clockwise": 1, "counter_clockwise": 0}, *ways(1)]
+    _, modes = mode_rows(results, FIXED, "none")
+    assert modes[1]["entropy_difference"]["mean"] == pytest.approx((1 - entropy([4, 12], base=2)) / 3)
+    for run in results.runs:
+        if run["levels"]["coupling"] == "knn":
+            run["modes"]["per_start"] = [{"clockwise": 0, "counter_clockwise": 1}] * 4
+    assert mode_rows(results, FIXED, "none")[1][1]["entropy_difference"] is None
+
+
+def test_a_policy_that_goes_round_from_nowhere_does_not_hide_its_arm(path: Path) -> None:
+    results = load_results(path)
+    for run in results.runs:
+        if (run["levels"]["coupling"], run["seed"]) == ("knn", 2):
+            nothing: dict[str, Any] = {"mean": None, "n": 0}
+            run["modes"] |= {name: nothing for name in ("p_clockwise", "entropy", "imbalance")}
+            run["modes"] |= {"imbalance_fair": None, "per_start": [{"clockwise": 0, "counter_clockwise": 0}] * 4}
+    rows, modes = mode_rows(results, FIXED, "none")
+    assert rows[2][2:4] == ["3", "0 to 16"]
+    assert rows[2][5].startswith("0.51 [")
+    assert [cell.endswith(" (2 of 3 seeds)") for cell in rows[2][4:]] == [True, True, True, False, False]
+    assert modes[1]["entropy"]["mean"] == pytest.approx(0.505)
+    for run in results.runs:
+        if run["levels"]["coupling"] == "knn":
+            run["modes"]["entropy"] = nothing
+    assert [row[0] for row in mode_rows(results, FIXED, "none")[0][1:]] == ["none"]
 
 
 def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -435,6 +477,17 @@ def test_coverage_is_drawn_against_shift_and_spread_of_each_run(path: Path, tmp_
     assert [axes.get_title() for axes in drawn[2].axes] == ["0 runs", "rank correlation -1.00, 6 runs"]
     results.runs = [run for run in results.runs if run["levels"]["coupling"] == "none"]
     assert not coverage_by_gap(results, FIXED, tmp_path / "gap.png")  # nothing to compare
+
+
+def test_a_run_that_was_evaluated_from_shorter_noise_alone_is_not_drawn(
+    path: Path, tmp_path: Path, monkeypatch
+) -> None:
+    drawn = kept_figures(monkeypatch, "results_figure")
+    results = load_results(path)
+    own = results.where(kind="final", coupling="knn", training_seed=1, inference_coupling="none")
+    results.columns["noise_scale"] = np.where(own, 0.8, results.columns["noise_scale"])
+    assert coverage_by_gap(results, FIXED, tmp_path / "gap.png")
+    assert "5 runs" in drawn[0].axes[1].get_title()
 
 
 def test_the_demonstrations_own_ways_stand_beside_the_policies(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ def test_text_forms() -> None:
     rows = [["a_b", "50%"], ["1", "2"]]
     assert markdown(rows) == "| a_b | 50% |\n|---|---|\n| 1 | 2 |\n"
     assert "a\\_b & 50\\% \\\\" in latex(rows)
+    assert "$<$ 0.001 & x $>$ y" in latex([["p", "arm"], ["< 0.001", "x > y"]])
 
 
 def test_a_table_is_written_in_three_forms_with_what_it_was_made_from(tmp_path: Path) -> None:
