@@ -24,6 +24,7 @@ from immiscible_policy.diffusion.objective import (
     check_positive,
     check_same_shape,
     fill_left_out,
+    given_generator,
     initial_noise,
     per_sample,
 )
@@ -174,15 +175,22 @@ class Consistency(Objective):
         """Pairs of neighbouring levels, (batch,) int64 in 0..N-2: the place of the lower one."""
         n = self.current_levels
         if self.time_sampling == "uniform":
-            return torch.randint(n - 1, (batch,), device=device, generator=generator)
+            return torch.randint(n - 1, (batch,), device=device, **given_generator(generator))
         edges = torch.special.ndtr((self.levels(n, device).log() - self.lognormal_mean) / self.lognormal_std)
-        return torch.multinomial(edges.diff().float(), batch, replacement=True, generator=generator)
+        return torch.multinomial(edges.diff().float(), batch, replacement=True, **given_generator(generator))
 
     def diffusion_time(self, time: Tensor) -> Tensor:
         """The place of a pair's upper level between sigma_min and sigma_max, (B,) in (0, 1]."""
         return (time + 1).float() / (self.current_levels - 1)
 
-    def denoise(self, network: Network, noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def denoise(
+        self,
+        network: Network,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """The consistency function f(noisy, sigma): an estimate of the (scaled) data, and ``noisy`` at sigma_min.
 
         CM, appendix C: c_skip and c_out; Karras et al. (2022), table 1: c_in; the network sees 250 ln(sigma) as time,
@@ -191,10 +199,14 @@ class Consistency(Objective):
         Args:
             noisy: (B, ...) data + sigma noise.
             sigma: (B,) noise levels.
+            dtype: of the network's input, float32 at most.
         """
         noisy, sigma = noisy.float(), sigma.float()
         root = self._input_scale(sigma, noisy)
-        prediction = network(noisy / root, NETWORK_TIME_SCALE * sigma.log(), condition)
+        scaled = noisy / root
+        if dtype.itemsize < scaled.dtype.itemsize:
+            scaled = scaled.to(dtype)
+        prediction = network(scaled, NETWORK_TIME_SCALE * sigma.log(), condition)
         return self._denoised(prediction, noisy, sigma)
 
     def _input_scale(self, sigma: Tensor, like: Tensor) -> Tensor:
@@ -235,7 +247,8 @@ class Consistency(Objective):
         With a mask the distance is over the entries that count, and every sample weighs the same.
         """
         check_same_shape(data, noise)
-        data = fill_left_out(data, mask) * self.data_scale
+        given, data = data.dtype, fill_left_out(data, mask)
+        data = data.to(torch.promote_types(given, torch.float32)) * self.data_scale
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
         levels = self.levels(self.current_levels, data.device)
@@ -244,9 +257,9 @@ class Consistency(Objective):
         # The student first: under autocast the casts of weights are cached, and casts made without gradients would
         # leave the student without them. Its random state is given back, so that both drop out the same units.
         with torch.random.fork_rng([data.device] if data.is_cuda else []):
-            estimate = self.denoise(network, data + per_sample(high, data).float() * noise, high, condition)
+            estimate = self.denoise(network, data + per_sample(high, data).float() * noise, high, condition, given)
         with torch.no_grad():
-            target = self.denoise(teacher, data + per_sample(low, data).float() * noise, low, condition)
+            target = self.denoise(teacher, data + per_sample(low, data).float() * noise, low, condition, given)
         distance = self._distance(estimate, target, mask)
         return distance.mean() if self.weighting == "uniform" else (distance / (high - low).float()).mean()
 
@@ -293,7 +306,8 @@ class Consistency(Objective):
                 noisy = estimate + math.sqrt(sigma**2 - self.sigma_min**2) * fresh
             if hold is not None:
                 noisy = hold.put(noisy, self.data_scale * hold.data + sigma * hold.noise)
-            estimate = self.denoise(network, noisy, torch.full((shape[0],), sigma, device=start.device), condition)
+            time = torch.full((shape[0],), sigma, device=start.device)
+            estimate = self.denoise(network, noisy, time, condition, start.dtype)
             if self.clip_sample:
                 estimate = estimate.clamp(-self.data_scale, self.data_scale)
         estimate = estimate / self.data_scale

@@ -18,6 +18,7 @@ from immiscible_policy.diffusion.objective import (
     check_positive,
     check_same_shape,
     fill_left_out,
+    given_generator,
     initial_noise,
     masked_mean,
     per_sample,
@@ -128,7 +129,7 @@ class DDPM(Objective):
 
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Steps to train on, (batch,) int64 uniform on 0..T-1."""
-        return torch.randint(self.num_train_timesteps, (batch,), device=device, generator=generator)
+        return torch.randint(self.num_train_timesteps, (batch,), device=device, **given_generator(generator))
 
     def diffusion_time(self, time: Tensor) -> Tensor:
         """Steps as the diffusion time that couplings know, (B,) in (0, 1] with 1 at the noisiest step."""
@@ -208,7 +209,8 @@ class DDPM(Objective):
         scheduler.timesteps = scheduler.timesteps[: steps + (self.sampler == "pndm")]
         sample = initial_noise(shape, generator, device, noise)
         options = {} if self.sampler == "pndm" else {"generator": generator}
-        times, visited = scheduler.timesteps.to(device), scheduler.timesteps.tolist()
+        dtype = sample.dtype  # the schedulers go on in float32 where it is a shorter one
+        times, visited = scheduler.timesteps.to(sample.device), scheduler.timesteps.tolist()
         for t, (here, following) in zip(times, pairwise([*visited, -1]), strict=True):
             if self.sampler == "ddim":
                 # The scheduler's stride is T // S; of this many steps, a fraction, it is the one to the next call's.
@@ -216,7 +218,10 @@ class DDPM(Objective):
             if hold is not None:
                 known = self.scheduler.add_noise(hold.data * self.data_scale, hold.noise, t.expand(1))
                 sample = hold.put(sample, known)
-            prediction = network(sample, t.expand(shape[0]), condition)
-            sample = scheduler.step(prediction.float(), here, sample, **options).prev_sample
+            prediction = network(sample.to(dtype), t.expand(shape[0]), condition)
+            step = scheduler.step(prediction.float(), here, sample, **options)
+            # The last step ends at the data, where diffusers still adds noise of fixed_large unless it leaves step 0.
+            is_data = self.sampler == "ddpm" and following < 0
+            sample = step.pred_original_sample if is_data else step.prev_sample
         sample = sample / self.data_scale
         return sample if hold is None else hold.put(sample, hold.data)

@@ -25,6 +25,7 @@ from immiscible_policy.diffusion.objective import (
     check_positive,
     check_same_shape,
     fill_left_out,
+    given_generator,
     initial_noise,
     masked_mean,
     per_sample,
@@ -68,8 +69,8 @@ class FlowMatching(Objective):
     def draw_time(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Places s on the path, (batch,) float32 in (0, 1]."""
         if self.time_sampling == "uniform":
-            return 1 - torch.rand(batch, device=device, generator=generator)  # rand may be 0 and is never 1
-        normal = torch.randn(batch, device=device, generator=generator)
+            return 1 - torch.rand(batch, device=device, **given_generator(generator))  # rand may be 0 and is never 1
+        normal = torch.randn(batch, device=device, **given_generator(generator))
         return torch.sigmoid(self.logit_mean + self.logit_std * normal).clamp_min(torch.finfo(torch.float32).tiny)
 
     def diffusion_time(self, time: Tensor) -> Tensor:
@@ -88,11 +89,13 @@ class FlowMatching(Objective):
     ) -> Tensor:
         """Mean squared error of the velocity (Lipman et al., eq. 14 in the direction above); see ``Objective.loss``."""
         check_same_shape(data, noise)
-        data = fill_left_out(data, mask) * self.data_scale
+        given, data = data.dtype, fill_left_out(data, mask)
+        precise = torch.promote_types(given, torch.float32)
+        data, noise = data.to(precise) * self.data_scale, noise.to(precise)
         if time is None:
             time = self.draw_time(data.shape[0], data.device, generator)
         s = per_sample(time, data)
-        prediction = network((1 - s) * data + s * noise, NETWORK_TIME_SCALE * time, condition)
+        prediction = network(((1 - s) * data + s * noise).to(given), NETWORK_TIME_SCALE * time, condition)
         return masked_mean((prediction.float() - (noise - data).float()).square(), mask)
 
     def predict_data(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ class FlowMatching(Objective):
 
         def velocity(sample: Tensor, s: float) -> Tensor:
             time = torch.full((sample.shape[0],), NETWORK_TIME_SCALE * s, device=sample.device)
-            return network(sample, time, condition).float()
+            return network(sample.to(noise.dtype), time, condition).float()
 
         self.check_steps(steps)
         if self.sampler == "adaptive":
@@ -166,7 +169,7 @@ class FlowMatching(Objective):
             return self._solve_adaptive(velocity, noise)
         calls = 1 if self.sampler == "euler" else 2
         n_intervals = math.ceil(steps / calls)
-        grid = torch.linspace(1, 0, n_intervals + 1, dtype=torch.float64).tolist()
+        grid = torch.linspace(1, 0, n_intervals + 1, dtype=torch.float64, device="cpu").tolist()
         sample, left = noise, steps
         for s, s_next in pairwise(grid):
             if hold is not None:

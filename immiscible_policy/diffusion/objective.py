@@ -100,7 +100,8 @@ class Objective(ABC):
         Args:
             network: ``network(noisy, time, condition) -> prediction`` of data's shape.
             data, noise: (B, ...), both. The same noise makes the noisy input and the target, so a coupling cannot be
-                lost between them.
+                lost between them. The network's input is of data's dtype (Consistency: at most float32), so half
+                precision suits a network of that dtype; times and all else are in float32 or finer.
             mask: broadcastable to data, True where an entry counts; None counts all. The network sees the others as
                 well, NaN and infinity among them as 0.
             time: times from ``draw_time``, where the coupling had to know them; drawn here if None.
@@ -126,7 +127,7 @@ class Objective(ABC):
         Args:
             steps: None takes the objective's own default.
             generator: for the initial noise and for a sampler's own draws.
-            noise: of ``shape``.
+            noise: of ``shape``. The network is called on its device, and with inputs of its dtype as in ``loss``.
             hold: entries of the sample that are known.
 
         Raises:
@@ -233,6 +234,11 @@ def initial_noise(
     if noise is not None and tuple(noise.shape) != tuple(shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}; this sample takes {tuple(shape)}")
     return randn_tensor(shape, generator=generator, device=torch.device(device)) if noise is None else noise
+
+
+def given_generator(generator: torch.Generator | None) -> dict[str, Any]:
+    """The keyword argument ``generator`` of a random function; torch.compile fails on None at a second batch size."""
+    return {} if generator is None else {"generator": generator}
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The DDPM objective against closed forms."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
@@ -242,6 +244,44 @@ def test_the_ancestral_sampler_draws_the_variance_that_is_asked_for() -> None:
     beta, alphas_bar = float(scheduler.betas[5]), scheduler.alphas_cumprod
     small = beta * float((1 - alphas_bar[4]) / (1 - alphas_bar[5]))
     assert variances == {"fixed_small": pytest.approx(small), "fixed_large": pytest.approx(beta)}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 100),
+        ({}, 20),
+        ({}, 1),
+        ({"timestep_spacing": "leading"}, 20),
+        ({"timestep_spacing": "leading", "steps_offset": 1}, 20),
+        ({"timestep_spacing": "linspace"}, 20),
+    ],
+)
+def test_the_ancestral_sampler_leaves_no_noise_in_its_samples(options: dict, steps: int) -> None:
+    """A network that knows the data gets it back, whichever step the last one is and however large the variance."""
+    data = torch.full((256, 4), 0.5)
+    for kind in ("fixed_small", "fixed_large"):
+        objective = DDPM(sampler="ddpm", variance_type=kind, beta_schedule="linear", **options)
+
+        def network(noisy: Tensor, time: Tensor, condition: Tensor | None, alphas: Tensor) -> Tensor:
+            abar = alphas[time].view(-1, 1)
+            return (noisy - abar.sqrt() * data) / (1 - abar).sqrt()
+
+        knowing = partial(network, alphas=objective.scheduler.alphas_cumprod)
+        samples = objective.sample(knowing, (256, 4), steps=steps, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(samples, data, atol=1e-4, rtol=0)
+
+
+def test_all_steps_of_the_ancestral_sampler_are_the_library_s_own_loop() -> None:
+    objective = DDPM(sampler="ddpm", variance_type="fixed_large")
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    scheduler, generator = objective.sampling_scheduler(), torch.Generator().manual_seed(1)
+    scheduler.set_timesteps(100)
+    expected = noise
+    for t in scheduler.timesteps:
+        expected = scheduler.step(wave(expected, t.expand(4), None), t, expected, generator=generator).prev_sample
+    found = objective.sample(wave, (4, 2), noise=noise, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found, expected)
 
 
 def test_pndm_is_stable_diffusions_sampler() -> None:

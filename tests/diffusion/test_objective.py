@@ -1,5 +1,7 @@
 """What every objective promises, whatever it predicts."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,15 @@ from immiscible_policy.policy import DiffusionPolicy
 
 NAMES = sorted(OBJECTIVES)
 SHAPES = [(6, 3), (6, 16, 2), (6, 3, 8, 8)]
+PRECISIONS = [
+    {"name": "ddpm"},
+    {"name": "ddpm", "sampler": "ddpm"},
+    {"name": "ddpm", "sampler": "pndm", "clip_sample": False},
+    {"name": "flow_matching"},
+    {"name": "flow_matching", "sampler": "heun"},
+    {"name": "flow_matching", "sampler": "adaptive"},
+    {"name": "consistency"},
+]
 
 
 def build(name: str, **options: object) -> Objective:
@@ -226,3 +237,68 @@ class TestEveryObjective:
         assert actions.shape == (32, 8, 2)
         low, high = policy.action_normalizer.low, policy.action_normalizer.high
         assert ((actions >= low - 0.5) & (actions <= high + 0.5)).all()
+
+
+@pytest.mark.parametrize("options", PRECISIONS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_learns_from_and_samples_in_its_own_dtype(
+    options: dict, dtype: torch.dtype
+) -> None:
+    objective, layer = build_objective(options), nn.Linear(4, 4, bias=False).to(dtype)
+    nn.init.eye_(layer.weight)  # all of the input is noise: estimates of the data stay in float16's range
+    data, noise = (torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (0, 1))
+    seen: set[torch.dtype] = set()
+
+    def own(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        seen.add(noisy.dtype)
+        return layer(noisy)
+
+    loss = objective.loss(own, data, noise)
+    assert loss.dtype == torch.float32
+    assert objective.sample(own, (8, 4), steps=3, noise=noise).isfinite().all()
+    assert seen == {dtype}
+
+
+def test_targets_of_flow_matching_are_not_rounded_to_half_precision() -> None:
+    """Of a network that returns nothing the loss is the mean square of the exact difference of noise and data."""
+    data, noise = (torch.randn(500, 4, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (0, 1))
+    loss = build("flow_matching").loss(lambda noisy, time, condition: torch.zeros_like(noisy), data, noise)
+    torch.testing.assert_close(loss, (noise.float() - data.float()).square().mean(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", PRECISIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_times_are_where_the_noise_is(options: dict) -> None:
+    """On the meta device, of which a CPU has one too; the adaptive solver needs numbers and ends at the first call."""
+    seen: set[tuple[str, str]] = set()
+
+    def network(noisy: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        seen.add((noisy.device.type, time.device.type))
+        return noisy
+
+    objective = build_objective(options)
+    with nullcontext() if objective.sampler != "adaptive" else pytest.raises(NotImplementedError):
+        objective.sample(network, (4, 2), steps=2, noise=torch.empty(4, 2, device="meta"))
+    assert seen <= {("meta", "meta")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "ddpm"},
+        {"name": "flow_matching"},
+        {"name": "flow_matching", "time_sampling": "logit_normal"},
+        {"name": "consistency", "time_sampling": "uniform"},
+        {"name": "consistency"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_a_compiled_step_takes_batches_of_any_size(options: dict) -> None:
+    objective = build_objective(options)
+    torch.compiler.reset()
+
+    @torch.compile(backend="eager")
+    def times(like: Tensor) -> Tensor:
+        return objective.diffusion_time(objective.draw_time(like.shape[0], like.device))
+
+    for size in (16, 10, 12):
+        assert times(torch.zeros(size)).shape == (size,)
