@@ -118,6 +118,7 @@ def _check_time(time: Tensor, data: Tensor) -> None:
         raise TypeError(f"time must be a float tensor of diffusion times in [0, 1], got {time.dtype}")
     if tuple(time.shape) != (data.shape[0],):
         raise ValueError(f"time must have shape (B,) = ({data.shape[0]},), got {tuple(time.shape)}")
+    require_unit_interval("time must be", time)
 
 
 def _check_indices(indices: Tensor, data: Tensor) -> None:
@@ -159,6 +160,27 @@ def require_finite(name: str, tensor: Tensor, valid: Tensor | None = None) -> No
         raise ValueError(f"{name} must be finite, got {n_bad} NaN or infinite of {counted} entries")
 
 
+def require_unit_interval(requirement: str, values: Tensor) -> None:
+    """Raise ValueError where ``values`` holds NaN or numbers outside [0, 1]; on a GPU this is noticed late.
+
+    Args:
+        requirement: how the message begins, such as "time must be".
+    """
+    if values.numel() == 0:
+        return
+    if values.is_cuda:
+        late = _LATE_UNIT_INTERVAL.get(requirement)
+        if late is None:
+            complaint = f"{requirement} in [0, 1], but at an earlier call values lay up to {{}} from 0.5"
+            late = LateCheck(_copy_from_gpu, lambda distance: distance <= 0.5, complaint)
+            late = _LATE_UNIT_INTERVAL.setdefault(requirement, late)
+        late.check((values.detach().float() - 0.5).abs().amax())
+        return
+    low, high = (float(end) for end in values.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{requirement} in [0, 1], got values in [{low:.3g}, {high:.3g}]")
+
+
 def _raise_if_not_finite(name: str, tensor: Tensor, valid: Tensor) -> None:
     require_finite(name, tensor, valid)
     used = tensor.masked_fill(~valid, 0.0)
@@ -170,41 +192,52 @@ def _raise_if_not_finite(name: str, tensor: Tensor, valid: Tensor) -> None:
 
 
 class LateCheck:
-    """Reads norms from a GPU without waiting for it: a copy is begun at one call and read at a later one.
+    """Reads scalars from a GPU without waiting for it: a copy is begun at one call and read at a later one.
 
-    While a copy is under way further norms go unread; data that is not finite makes noise, and soon a loss, that is
-    not finite either.
+    While a copy is under way further scalars go unread: what is wrong once is so again, and data that is not finite
+    makes noise, and soon a loss, that is not finite either.
 
     Args:
-        begin_copy: norm -> (its copy on the host, function that says whether the copy has arrived).
+        begin_copy: scalar -> (its copy on the host, function that says whether the copy has arrived).
+        is_allowed: tells of what was read.
+        complaint: of what is not allowed, which is put in place of its braces.
     """
 
-    def __init__(self, begin_copy: Callable[[Tensor], tuple[Tensor, Callable[[], bool]]]) -> None:
+    def __init__(
+        self,
+        begin_copy: Callable[[Tensor], tuple[Tensor, Callable[[], bool]]],
+        is_allowed: Callable[[float], bool] = math.isfinite,
+        complaint: str = "data and noise must be finite and normalised, but at an earlier call their norm was {}",
+    ) -> None:
         self._begin_copy = begin_copy
+        self._is_allowed = is_allowed
+        self._complaint = complaint
         self._copies: dict[torch.device, tuple[Tensor, Callable[[], bool]]] = {}
 
-    def check(self, norm: Tensor) -> None:
-        """Begin to read a scalar norm; ValueError if the one begun before has arrived and is not finite."""
-        under_way = self._copies.get(norm.device)
+    def check(self, scalar: Tensor) -> None:
+        """Begin to read a scalar; ValueError if the one begun before has arrived and is not allowed."""
+        under_way = self._copies.get(scalar.device)
         if under_way is not None:
             host, has_arrived = under_way
             if not has_arrived():
                 return
-            del self._copies[norm.device]
-            if not math.isfinite(float(host)):
+            del self._copies[scalar.device]
+            if not self._is_allowed(float(host)):
                 raise ValueError(
-                    "data and noise must be finite and normalised, but at an earlier call their norm was "
-                    f"{float(host)} (on {norm.device} this is noticed late, so that no step waits for it)"
+                    f"{self._complaint.format(float(host))} (on {scalar.device} this is noticed late, so that no step "
+                    "waits for it)"
                 )
-        self._copies[norm.device] = self._begin_copy(norm)
+        self._copies[scalar.device] = self._begin_copy(scalar)
 
 
-def _copy_from_gpu(norm: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    host = torch.empty((), dtype=norm.dtype, pin_memory=True)
-    host.copy_(norm, non_blocking=True)
+def _copy_from_gpu(scalar: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    # By name: pinned memory is the CPU's, and the default device need not be that.
+    host = torch.empty((), dtype=scalar.dtype, device="cpu", pin_memory=True)
+    host.copy_(scalar, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(norm.device))
+    event.record(torch.cuda.current_stream(scalar.device))
     return host, event.query
 
 
 _LATE = LateCheck(_copy_from_gpu)
+_LATE_UNIT_INTERVAL: dict[str, LateCheck] = {}  # one each, since a check under way keeps others waiting

@@ -45,7 +45,8 @@ def normalised_features(features: Mapping[int, Sequence[int]] | Iterable[Any] | 
     if features is None:
         return None
     result = []
-    for axis, values in _axes("features", features):
+    for axis, given in _axes("features", features):
+        values = _listed(given)
         indices = tuple(values) if _is_sequence(values) else ()
         if not indices or not all(_is_integer(i) and i >= 0 for i in indices) or len(set(indices)) < len(indices):
             raise ValueError(f"features[{axis}] must hold distinct indices >= 0, at least one; got {values!r}")
@@ -62,7 +63,8 @@ def normalised_weights(weights: Mapping[int, Sequence[float]] | Iterable[Any] | 
     if weights is None:
         return None
     result = []
-    for axis, values in _axes("weights", weights):
+    for axis, given in _axes("weights", weights):
+        values = _listed(given)
         numbers_given = tuple(values) if _is_sequence(values) else ()
         if not all(_is_real(w) and 0 <= w < math.inf for w in numbers_given) or not any(w > 0 for w in numbers_given):
             raise ValueError(f"weights[{axis}] must hold finite numbers >= 0, one of them positive; got {values!r}")
@@ -108,7 +110,7 @@ def weight_row(
 
 def _weight_of_each_column(features: Features | None, weights: Weights | None, shape: tuple[int, ...]) -> Tensor:
     """(D,) float64 on the CPU, zero where a column does not take part."""
-    weight = torch.ones(shape, dtype=torch.float64)
+    weight = torch.ones(shape, dtype=torch.float64, device="cpu")
     for axis, indices in features or ():
         _check_axis("features", axis, shape)
         size = shape[axis - 1]
@@ -116,7 +118,7 @@ def _weight_of_each_column(features: Features | None, weights: Weights | None, s
             raise ValueError(
                 f"features[{axis}] must hold indices from 0 to {size - 1} for data {_shown(shape)}, got {indices[-1]}"
             )
-        selected = torch.zeros(size, dtype=torch.float64)
+        selected = torch.zeros(size, dtype=torch.float64, device="cpu")
         selected[list(indices)] = 1.0
         weight *= _along(selected, axis, shape)
     for axis, values in weights or ():
@@ -127,7 +129,8 @@ def _weight_of_each_column(features: Features | None, weights: Weights | None, s
                 f"{_shown(shape)}; got {len(values)}"
             )
         # Scaled axis by axis, so that no product of large or small weights leaves the range of floats.
-        weight *= _along(torch.tensor(values, dtype=torch.float64) / max(values), axis, shape)
+        scaled = torch.tensor(values, dtype=torch.float64, device="cpu") / max(values)
+        weight *= _along(scaled, axis, shape)
     return weight.reshape(-1)
 
 
@@ -151,6 +154,11 @@ def _axes(name: str, given: Any) -> Iterable[tuple[int, Any]]:
     if len({axis for axis, _ in pairs}) < len(pairs):
         raise ValueError(f"{name} must name each axis once, got {given!r}")
     return [(int(axis), values) for axis, values in pairs]
+
+
+def _listed(values: Any) -> Any:
+    """NumPy arrays and tensors as lists of numbers, all else as it is."""
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _check_axis(name: str, axis: int, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.coupling._checks import check_arguments
+from immiscible_policy.coupling._uncompiled import uncompiled
 
 Source = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 """A noise distribution other than N(0, I): ``source((B, ...), generator) -> (B, ...)`` floats, rows independent."""
@@ -55,6 +56,7 @@ class Coupling(ABC):
     source: Source | None = None
     """Where noise is drawn from; None is N(0, I). A field of the couplings that can do without the Gaussian."""
 
+    @uncompiled  # the compiler fails on what couplings are made of: generator=None, state, scipy
     @torch.no_grad()
     def __call__(
         self,

@@ -56,10 +56,10 @@ def coupled_batches(
 
 def epoch_batches(n_data: int, batch_size: int, n_batches: int, seed: int) -> Tensor:
     """(n_batches, batch_size) indices, epoch after epoch of random order, incomplete batches dropped."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     whole = n_data // batch_size
     epochs = [
-        torch.randperm(n_data, generator=generator)[: whole * batch_size].view(whole, batch_size)
+        torch.randperm(n_data, generator=generator, device="cpu")[: whole * batch_size].view(whole, batch_size)
         for _ in range(-(-n_batches // whole))
     ]
     return torch.cat(epochs)[:n_batches]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,9 +95,11 @@ def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int) -> Fitted:
     centre, scale = c.mean(0), c.std(0, unbiased=False)
     varies = scale > 1e-9 * (1 + centre.abs())
     inverse = torch.where(varies, 1 / scale.clamp_min(torch.finfo(c.dtype).tiny), 0.0)
-    generator = torch.Generator().manual_seed(seed)
-    frequencies = torch.randn(entries, n_features, generator=generator, dtype=torch.float64).to(c.device)
-    phases = (2 * math.pi * torch.rand(n_features, generator=generator, dtype=torch.float64)).to(c.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # On the CPU, whatever the default device, so that the features are the same everywhere.
+    draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    frequencies = torch.randn(entries, n_features, **draw).to(c.device)
+    phases = (2 * math.pi * torch.rand(n_features, **draw)).to(c.device)
     some = ((c - centre) * inverse)[:: max(1, n // 1000)]
     distances = torch.nn.functional.pdist(some)
     typical = float(distances.median()) if len(distances) else 0.0

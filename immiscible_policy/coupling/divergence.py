@@ -61,8 +61,8 @@ class NoiseMoments:
 
     def __init__(self, dims: int) -> None:
         self.n = 0
-        self._sum = torch.zeros(dims, dtype=torch.float64)
-        self._products = torch.zeros(dims, dims, dtype=torch.float64)
+        self._sum = torch.zeros(dims, dtype=torch.float64, device="cpu")
+        self._products = torch.zeros(dims, dims, dtype=torch.float64, device="cpu")
 
     def add(self, noise: Tensor) -> None:
         """Count the rows of (B, ...) noise, float32 or float64. Products are summed in its dtype within a batch."""
@@ -116,7 +116,7 @@ def gaussian_fit_bias(n: int, dims: int) -> float:
     if n <= dims:
         return math.inf
     nu = n - 1
-    orders = (nu - torch.arange(dims, dtype=torch.float64)) / 2.0
+    orders = (nu - torch.arange(dims, dtype=torch.float64, device="cpu")) / 2.0
     log_det = float(torch.digamma(orders).sum()) + dims * math.log(2.0 / nu)
     return 0.5 * (dims / n - log_det)
 
@@ -130,7 +130,7 @@ def gaussian_fit_deviation(n: int, dims: int) -> float:
     if n <= dims:
         return math.nan
     nu = n - 1
-    orders = (nu - torch.arange(dims, dtype=torch.float64)) / 2.0
+    orders = (nu - torch.arange(dims, dtype=torch.float64, device="cpu")) / 2.0
     variance = float(torch.polygamma(1, orders).sum()) - 2.0 * dims / nu + 2.0 * dims / n**2
     return 0.5 * math.sqrt(max(0.0, variance))
 
@@ -147,7 +147,7 @@ def kolmogorov_smirnov(noise: Tensor) -> tuple[Tensor, Tensor]:
     from scipy.special import kolmogorov  # costs a quarter of a second to import
 
     n = noise.shape[0]
-    steps = torch.arange(n + 1, dtype=torch.float64)[:, None] / n
+    steps = torch.arange(n + 1, dtype=torch.float64, device="cpu")[:, None] / n
     distances = []
     for columns in noise.cpu().split(256, dim=1):  # blocks, for the memory of float64 copies
         phi = torch.special.ndtr(columns.sort(dim=0).values.double())

@@ -196,7 +196,7 @@ def _jackknife_error(values: Tensor, statistic: Callable[[Tensor], float]) -> fl
     data = round((1 + math.sqrt(1 + 8 * len(values))) / 2)
     if data < 4:
         return math.nan
-    first, second = torch.triu_indices(data, data, 1)
+    first, second = torch.triu_indices(data, data, 1, device="cpu")
     left_out = [statistic(values[(first != i) & (second != i)]) for i in range(data)]
-    deviations = torch.tensor(left_out, dtype=torch.float64)
+    deviations = torch.tensor(left_out, dtype=torch.float64, device="cpu")
     return math.sqrt((data - 1) / data * float((deviations - deviations.mean()).square().sum()))

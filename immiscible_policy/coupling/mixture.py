@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_policy.coupling._checks import require_unit_interval
 from immiscible_policy.coupling.base import Context, Coupling
 from immiscible_policy.coupling.wrapper import Wrapper
 
@@ -85,8 +86,7 @@ class Mixture(Wrapper):
         probability = self.p(time)
         if not isinstance(probability, Tensor) or probability.shape != time.shape:
             raise ValueError(f"p must map times (B,) to probabilities (B,), got {probability!r}")
-        if not bool(((probability >= 0) & (probability <= 1)).all()):
-            raise ValueError(f"p must map times to probabilities in [0, 1], got values in {_range(probability)}")
+        require_unit_interval("p must map times to probabilities", probability)
         return probability
 
     @property
@@ -115,7 +115,3 @@ def _probabilities(p: Any) -> float | tuple[float, float]:
     if not all(math.isfinite(v) and 0 <= v <= 1 for v in pair):
         raise ValueError(f"p must be in [0, 1], got {p!r}")
     return float(pair[0]) if len(pair) == 1 else (float(pair[0]), float(pair[1]))
-
-
-def _range(values: Tensor) -> str:
-    return f"[{float(values.min()):.3g}, {float(values.max()):.3g}]" if values.numel() else "[]"

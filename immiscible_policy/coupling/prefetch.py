@@ -26,6 +26,15 @@ def prefetch(batches: Iterable[Batch], couple: Callable[[Batch], Tensor]) -> Ite
 
     (A generator that the loop draws from as well would be used by two threads at once.)
 
+    Inside the loop the coupling's state and the generator are one batch ahead of the batch that is trained on: saved
+    there, they resume with other noises. Save them after the loop, where they are those of a plain loop; a training
+    that saves more often loops over parts of its batches::
+
+        for part in parts:
+            for batch, noise in prefetch(part, couple):
+                ...
+            save(coupling.state_dict(), generator.get_state())
+
     Args:
         batches: what the loop trains on; iterated in the caller's thread, one batch ahead.
         couple: batch -> noise, called in the background, one batch after another.

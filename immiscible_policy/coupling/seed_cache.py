@@ -125,8 +125,8 @@ class SeedCache(Coupling):
         """(B, ...) noise like ``data``, row by row from (B,) seeds."""
         if len(seeds) == 0:
             return torch.empty_like(data)
-        like = torch.empty(0, dtype=compute_dtype(data))
-        context = Context(generator=torch.Generator())
+        like = torch.empty(0, dtype=compute_dtype(data), device="cpu")
+        context = Context(generator=torch.Generator("cpu"))
         drawn = []
         for seed in seeds.tolist():
             context.generator.manual_seed(seed)  # type: ignore[union-attr]
@@ -175,8 +175,10 @@ class SeedCache(Coupling):
         if "seeds" not in self._state:
             shape = (self._size() or 0, self.n_caches)
             base = int(torch.randint(_SEEDS, (), generator=generator, device=device))
-            places = torch.arange(shape[0] * shape[1]).reshape(shape)
-            self._state.update(base=base, seeds=_scatter(places, base), visits=torch.zeros(shape, dtype=torch.int32))
+            with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+                places = torch.arange(shape[0] * shape[1], device="cpu").reshape(shape)
+                visits = torch.zeros(shape, dtype=torch.int32, device="cpu")
+                self._state.update(base=base, seeds=_scatter(places, base), visits=visits)
         return self._state["seeds"], self._state["visits"]
 
     @property
@@ -241,7 +243,8 @@ class SeedCache(Coupling):
         if "seeds" not in self._state:
             return {}
         state = self._state
-        return {"seeds": state["seeds"].clone(), "visits": state["visits"].clone(), "base": torch.tensor(state["base"])}
+        base = torch.tensor(state["base"], device="cpu")
+        return {"seeds": state["seeds"].clone(), "visits": state["visits"].clone(), "base": base}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -272,9 +275,9 @@ class SeedCache(Coupling):
             base = base.item()
         if isinstance(base, bool) or not isinstance(base, int):
             raise ValueError(f"base of the state must be an integer, got {base!r}")
-        self._state.update(
-            seeds=state["seeds"].detach().cpu().clone(), visits=state["visits"].detach().cpu().clone(), base=base
-        )
+        with torch.inference_mode(False):  # as for a new table
+            seeds, visits = (state[name].detach().cpu().clone() for name in ("seeds", "visits"))
+        self._state.update(seeds=seeds, visits=visits, base=base)
         if self.n_data is None:
             self._state["n_data"] = state["seeds"].shape[0]
 

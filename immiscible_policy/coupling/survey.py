@@ -149,11 +149,30 @@ def as_tensors(data: Any, condition: Tensor | None = None) -> tuple[Tensor, Tens
     if not items:
         raise ValueError("data must hold at least one item, got an empty data set")
     if not isinstance(items[0], tuple | list):
-        return torch.stack([torch.as_tensor(item) for item in items]), condition
-    stacked = torch.stack([torch.as_tensor(item[0]) for item in items])
+        return _stacked(items), condition
+    stacked = _stacked([item[0] for item in items])
     if condition is None and len(items[0]) > 1:
-        condition = torch.stack([torch.as_tensor(item[1]) for item in items])
+        condition = _stacked([item[1] for item in items])
     return stacked, condition
+
+
+def _stacked(parts: list[Any]) -> Tensor:
+    """What the items of a data set are made of, as one tensor.
+
+    Raises:
+        TypeError: no tensor can be made of a part. ValueError: parts have different shapes.
+    """
+    try:
+        tensors = [torch.as_tensor(part) for part in parts]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            "data must be a tensor (N, ...) or a data set whose items are rows of data, or tuples (row, condition), of "
+            f"tensors, arrays or numbers; of {type(parts[0]).__name__} no tensor can be made ({error})"
+        ) from error
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise ValueError(f"data must have items of one shape, got {shapes[0]} and {shapes[1]}")
+    return torch.stack(tensors)
 
 
 class _DataFacts:

@@ -1,5 +1,6 @@
 """What every coupling promises: shapes, dtypes, the generator, clear refusals, no heavy imports."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -11,9 +12,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, Sinkhorn, Warmup
-from immiscible_policy.coupling._checks import LateCheck
+from immiscible_policy.coupling import (
+    KNN,
+    Coupling,
+    Independent,
+    LinearAssignment,
+    Mixture,
+    Residual,
+    SeedCache,
+    Sinkhorn,
+    Warmup,
+    _checks,
+)
+from immiscible_policy.coupling._checks import LateCheck, require_unit_interval
 
 ALL = [
     Independent(),
@@ -204,6 +217,13 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": X, "time": 0.5}, TypeError, r"time must be a torch.Tensor or None, got float"),
     ({"data": X, "time": torch.zeros(4, dtype=torch.long)}, TypeError, r"time must be a float tensor.*got torch.int64"),
     ({"data": X, "time": torch.zeros(3)}, ValueError, r"time must have shape \(B,\) = \(4,\), got \(3,\)"),
+    ({"data": X, "time": torch.arange(4) * 333.0}, ValueError, r"time must be in \[0, 1\], got values in \[0, 999\]"),
+    (
+        {"data": X, "time": torch.full((4,), -0.1)},
+        ValueError,
+        r"time must be in \[0, 1\], got values in \[-0.1, -0.1\]",
+    ),
+    ({"data": X, "time": torch.full((4,), float("nan"))}, ValueError, r"time must be in \[0, 1\], got values in \[nan"),
     ({"data": X, "indices": [0, 1, 2, 3]}, TypeError, r"indices must be a torch.Tensor or None, got list"),
     ({"data": X, "indices": torch.zeros(4)}, TypeError, r"indices must be an int64 or int32 tensor, got torch.float32"),
     (
@@ -247,6 +267,119 @@ def test_norms_on_a_gpu_are_read_when_they_have_arrived():
     assert len(arrived) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_ends_of_diffusion_time_are_times(dtype):
+    time = torch.tensor([0.0, 1.0], dtype=dtype)
+    assert Independent()(torch.zeros(2, 3), time=time).shape == (2, 3)
+    assert Independent()(torch.zeros(0, 3), time=time[:0]).shape == (0, 3)
+
+
+def test_times_on_a_gpu_are_read_when_they_have_arrived(monkeypatch):
+    """Fake tensors are on a GPU without one, and refuse to tell a value as a wait for it would."""
+    read = []
+
+    def begin_copy(distance):
+        read.append(tuple(distance.shape))
+        return torch.tensor(0.5 if len(read) == 1 else 998.5), lambda: True
+
+    monkeypatch.setattr(_checks, "_copy_from_gpu", begin_copy)
+    monkeypatch.setattr(_checks, "_LATE_UNIT_INTERVAL", {})
+    with FakeTensorMode():
+        time = torch.empty(4, device="cuda")
+        require_unit_interval("time must be", time)
+        require_unit_interval("p must be", time)
+        require_unit_interval("time must be", time)
+        with pytest.raises(ValueError, match=r"p must be in \[0, 1\], but at an earlier call .* up to 998.5 from"):
+            require_unit_interval("p must be", time)
+    assert read == [(), (), ()]
+
+
+COMPILED = [
+    Independent(),
+    KNN(k=8),
+    KNN(k=3, metric="inner"),
+    LinearAssignment(),
+    Mixture(KNN(k=8)),
+    Warmup(KNN(k=8), start=1, anneal_to={"k": 1}, anneal_over=3),
+]
+
+
+@pytest.mark.parametrize("coupling", COMPILED, ids=repr)
+def test_a_compiled_step_takes_batches_of_any_size(coupling):
+    torch.compiler.reset()
+    plain, compiled = copy.deepcopy(coupling), copy.deepcopy(coupling)
+
+    @torch.compile(backend="eager")
+    def step(data):
+        return 2 * compiled(data) - data
+
+    for size in (16, 16, 10, 12, 1):
+        data = torch.randn(size, 8, generator=generator(size))
+        torch.manual_seed(size)
+        found = step(data)
+        torch.manual_seed(size)
+        assert torch.equal(found, 2 * plain(data) - data)
+
+
+@pytest.mark.parametrize(
+    "coupling",
+    [
+        *ALL,
+        KNN(k=3, weights={1: [1, 2, 0, 1.25]}),
+        KNN(k=3, features={1: [0, 1, 3]}, candidates="explicit"),
+        SeedCache(32),
+        Residual(KNN(k=2)),
+    ],
+    ids=repr,
+)
+def test_the_default_device_is_no_matter(coupling):
+    """Where a device is not named, data on the CPU meets tensors of another one, as data on a GPU would."""
+    data, condition = torch.randn(16, 4, generator=generator(0)), torch.randn(16, 2, generator=generator(1))
+    results = []
+    for device in ("meta", "cpu"):
+        other = copy.deepcopy(coupling)
+        own, rows = generator(2), torch.arange(16)
+        with torch.device(device):
+            other.fit(data, condition)
+            noise = other(data, condition=condition, generator=own, indices=rows)
+            state = other.state_dict()
+        other.load_state_dict(state)
+        results.append(noise)
+    assert torch.equal(*results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_default_device_may_be_the_gpu():
+    with torch.device("cuda"):
+        for _ in range(3):
+            assert KNN(k=2)(torch.randn(16, 4), time=torch.rand(16)).device.type == "cuda"
+
+
+def test_what_is_read_from_a_gpu_arrives_on_the_cpu(monkeypatch):
+    made = []
+
+    def empty(shape, *, dtype, device=None, pin_memory):
+        made.append((torch.zeros(shape, dtype=dtype, device=device), pin_memory))
+        return made[-1][0]
+
+    class Event:
+        def record(self, stream):
+            pass
+
+        def query(self):
+            return True
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    norm = torch.tensor(3.0)
+    with torch.device("meta"):
+        host, has_arrived = _checks._copy_from_gpu(norm)
+    assert has_arrived()
+    assert float(host) == 3.0
+    assert [pinned for _, pinned in made] == [True]
+
+
 @pytest.mark.parametrize("coupling", ALL, ids=repr)
 def test_padding_may_hold_anything(coupling):
     data = torch.randn(6, 4, 2, generator=generator(0))
@@ -261,8 +394,11 @@ def test_padding_may_hold_anything(coupling):
 
 
 def test_import_stays_light():
-    heavy = ("diffusers", "transformers", "accelerate", "hydra", "gymnasium", "matplotlib")
-    code = f"import sys, immiscible_policy.coupling; print([m for m in {heavy!r} if m in sys.modules])"
+    heavy = ("torch._dynamo", "diffusers", "transformers", "accelerate", "hydra", "gymnasium", "matplotlib")
+    code = (
+        "import sys, torch, immiscible_policy.coupling as coupling; coupling.KNN()(torch.zeros(4, 2)); "
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from immiscible_policy.coupling import KNN
 from immiscible_policy.coupling._knn_parts import normalised_features, normalised_weights, parts_of, weight_row
 
 CPU = torch.device("cpu")
@@ -128,3 +130,15 @@ def test_bad_weights_are_named(value, error, message):
 def test_what_does_not_fit_the_data_is_named(features, weights, message):
     with pytest.raises(ValueError, match=message):
         parts_of(normalised_features(features), normalised_weights(weights), (4, 2), CPU)
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor])
+def test_arrays_and_tensors_are_as_good_as_lists(make):
+    plain = KNN(2, features={1: [0, 2]}, weights={2: [1.0, 0.25]})
+    given = KNN(2, features={1: make([0, 2])}, weights={2: make([1.0, 0.25])})
+    assert given == plain
+    assert hash(given) == hash(plain)
+    with pytest.raises(ValueError, match=r"features\[1\] must hold distinct indices >= 0"):
+        KNN(2, features={1: make([0.5])})
+    with pytest.raises(ValueError, match=r"weights\[1\] must hold finite numbers >= 0"):
+        KNN(2, weights={1: make([-1.0])})

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, SeedCache, Warmup
+from immiscible_policy.coupling import KNN, Coupling, Independent, LinearAssignment, Mixture, SeedCache, Warmup, _checks
+from immiscible_policy.coupling.base import Context
 
 
 def generator(seed: int) -> torch.Generator:
@@ -169,3 +171,14 @@ def test_a_mask_that_the_samples_share_is_not_one_of_samples(length):
     for _ in range(10):
         Mixture(spy)(torch.randn(length, length, 2), mask=mask)
     assert all(seen is mask for seen in spy.masks)
+
+
+def test_probabilities_on_a_gpu_are_not_waited_for(monkeypatch):
+    """Fake tensors are on a GPU without one, and refuse to tell a value as a wait for it would."""
+    monkeypatch.setattr(_checks, "_copy_from_gpu", lambda scalar: (torch.tensor(0.5), lambda: True))
+    monkeypatch.setattr(_checks, "_LATE_UNIT_INTERVAL", {})
+    with FakeTensorMode():
+        data, time = torch.empty(4, 2, device="cuda"), torch.empty(4, device="cuda")
+        probability = Mixture(KNN(2), lambda t: t)._probability(data, Context(time=time))
+    assert isinstance(probability, torch.Tensor)
+    assert probability.shape == (4,)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from immiscible_policy.coupling import LinearAssignment, prefetch
+from immiscible_policy.coupling import LinearAssignment, Warmup, prefetch
 
 
 def batches(count: int) -> list[torch.Tensor]:
@@ -84,3 +84,12 @@ def test_batches_before_an_error_of_the_loader_are_trained_on():
     assert [next(loop), next(loop)] == [(torch.zeros(1), torch.ones(1)), (torch.ones(1), 2 * torch.ones(1))]
     with pytest.raises(OSError, match="the disk is gone"):
         next(loop)
+
+
+def test_state_is_that_of_a_plain_loop_only_after_the_loop():
+    ahead, plain = Warmup(LinearAssignment(), start=2), Warmup(LinearAssignment(), start=2)
+    assert "after the loop" in (prefetch.__doc__ or "")
+    for part in (batches(6)[:2], batches(6)[2:]):
+        for batch, _ in prefetch(part, ahead):
+            plain(batch)
+        assert ahead.state_dict() == plain.state_dict()

@@ -537,3 +537,14 @@ def test_processes_keep_one_table(tmp_path):
 
 if __name__ == "__main__":
     one_process(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+
+
+def test_a_table_made_in_inference_mode_is_written_to_in_training():
+    data, rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10)
+    fresh, restored = SeedCache(10, 2), SeedCache(10, 2)
+    with torch.inference_mode():
+        fresh(data, indices=rows)
+        restored.load_state_dict(fresh.state_dict())
+    for coupling in (fresh, restored):
+        coupling(data, indices=rows)
+        assert int(coupling.state_dict()["visits"].sum()) == 20

@@ -200,3 +200,27 @@ def test_bad_arguments_are_named(change, error, message):
     arguments = {"data": normal(9, 2), "couplings": [KNN()], "batch_size": 3, "n_batches": 2, **change}
     with pytest.raises(error, match=message):
         survey(**arguments)
+
+
+class Items(torch.utils.data.Dataset):
+    """A data set of whatever it is given."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize("items", [({"x": torch.zeros(8)},), (({"x": torch.zeros(8)}, 1),), ((torch.zeros(8), {}),)])
+def test_a_data_set_of_anything_else_is_told_what_is_allowed(items):
+    with pytest.raises(TypeError, match=r"items are rows .*, or tuples .* of dict no tensor can"):
+        survey(Items(*items, *items), [KNN(2)], batch_size=2, n_batches=1)
+
+
+def test_items_of_a_data_set_have_one_shape():
+    with pytest.raises(ValueError, match=r"data must have items of one shape, got \(3,\) and \(8,\)"):
+        survey(Items(torch.zeros(8), torch.zeros(3)), [KNN(2)], batch_size=2, n_batches=1)
