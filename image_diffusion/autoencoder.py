@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from image_diffusion.base_model import from_bytes, to_bytes
 from image_diffusion.frozen import Frozen, frozen_inference, load_weights
+from image_diffusion.image_bytes import from_bytes, to_bytes
 
 NO_VAE = "latent diffusion needs an autoencoder: python scripts/train_vae.py trains one on your images"
 # Pixels that go through the autoencoder at once: 32 images of 256x256.

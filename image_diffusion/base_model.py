@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from image_diffusion.data import ImageDataset
+from image_diffusion.label_mix import check_counts, labels_as_in_data, labels_in_turn
 from image_diffusion.networks import PixelUNet, TextUNet
 from immiscible_policy.checks import check_seed
 from immiscible_policy.coupling import Coupling
@@ -37,6 +38,7 @@ class ImageModel(nn.Module, ABC):
         flip: mirror training images at random.
         num_inference_steps: network calls of a sample unless the caller says otherwise.
         coupling: text of the coupling that it was trained with. A record only.
+        class_counts: images of each class in the training data, whose mix evaluations draw; None where nobody knows.
 
     Attributes:
         network: ``network(noisy, time, condition)`` around ``network.unet``; set by the subclass.
@@ -56,6 +58,7 @@ class ImageModel(nn.Module, ABC):
         flip: bool,
         num_inference_steps: int,
         coupling: str | None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
@@ -64,7 +67,9 @@ class ImageModel(nn.Module, ABC):
             raise ValueError(f"label_dropout={label_dropout}: must be at least 0 and below 1")
         if n_classes is not None and n_classes < 1:
             raise ValueError(f"n_classes={n_classes}: must be at least 1, or null for none")
+        check_counts(class_counts, n_classes)
         self.image_size, self.channels, self.n_classes = image_size, channels, n_classes
+        self.class_counts = class_counts
         self.label_dropout, self.flip = label_dropout, flip
         self.num_inference_steps, self.coupling = num_inference_steps, coupling
         self.objective = build_objective(objective)
@@ -79,6 +84,8 @@ class ImageModel(nn.Module, ABC):
             "num_inference_steps": num_inference_steps,
             "coupling": coupling,
         }
+        if class_counts is not None:  # models saved without say the same of themselves as ever
+            self.config["class_counts"] = list(class_counts)
 
     @property
     def device(self) -> torch.device:
@@ -211,7 +218,24 @@ class ImageModel(nn.Module, ABC):
 
     def seed_labels(self, seeds: Sequence[int]) -> list[int] | None:
         """Labels of images that nobody gave any: all classes in turn, by the seeds; None for a model without."""
-        return None if self.n_classes is None else [seed % self.n_classes for seed in seeds]
+        return None if self.n_classes is None else labels_in_turn(seeds, self.n_classes)
+
+    @property
+    def label_counts(self) -> Sequence[int] | None:
+        """How often the training data shows what each label of ``seed_labels`` stands for; None where unknown."""
+        return self.class_counts
+
+    def data_labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """Labels as frequent as in the training data, each by its seed alone; None for a model without.
+
+        Raises:
+            ValueError: an earlier version saved the model, without its classes' frequencies.
+        """
+        if self.label_counts is not None:
+            return labels_as_in_data(seeds, self.label_counts)
+        if self.seed_labels([0]) is None:
+            return None
+        raise ValueError("labels as in the data: this model was saved without class_counts; draw them in turn")
 
     def default_labels(self, n: int) -> list[int] | None:
         """Labels of n images of which nobody knows the seeds: those of seeds 0 to n - 1, see ``seed_labels``."""
@@ -276,23 +300,3 @@ def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
     for seed in seeds:
         check_seed(seed)
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def draw_mirrored(n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Which of n training images to mirror, (n, 1, 1, 1) bool, each with chance 1/2."""
-    return torch.rand(n, 1, 1, 1, device=device, generator=generator) < 0.5
-
-
-def mirror_at_random(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Images (n, C, H, W), each mirrored with chance 1/2."""
-    return torch.where(draw_mirrored(len(images), images.device, generator), images.flip(-1), images)
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """Bytes 0..255 as float32 -1..1, on their device."""
-    return images.float().div_(127.5).sub_(1.0)
-
-
-def to_bytes(sample: Tensor) -> Tensor:
-    """Samples in [-1, 1] as uint8 on the CPU: rounded, values outside clipped."""
-    return sample.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()

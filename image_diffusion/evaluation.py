@@ -12,6 +12,7 @@ from torch import Tensor
 
 from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset
+from image_diffusion.label_mix import AS_IN_DATA, IN_TURN, labels_to_measure
 from image_diffusion.metrics import (
     METRICS,
     ClipExtractor,
@@ -170,6 +171,9 @@ def evaluate_model(
 ) -> dict[str, Measurement]:
     """Draw images and measure them.
 
+    Labels are as frequent as in the training data; models of earlier versions, which do not know that, show all in
+    turn.
+
     Args:
         record: more for the numbers' record, beside the sampler's settings.
 
@@ -177,10 +181,14 @@ def evaluate_model(
         Measurements by the names under which they may be quoted.
     """
     steps = config.num_inference_steps or model.num_inference_steps
+    seeds = range(config.seed, config.seed + config.n_samples)
+    counts = model.label_counts
+    labels = model.seed_labels(seeds) if counts is None else labels_to_measure(seeds, counts)
     drawn = sample_in_batches(
         model,
-        range(config.seed, config.seed + config.n_samples),
+        seeds,
         config.batch_size,
+        labels=labels,
         num_inference_steps=steps,
         guidance_scale=config.guidance_scale,
     )
@@ -191,6 +199,7 @@ def evaluate_model(
         "guidance_scale": config.guidance_scale,
         "weights": "exponential moving average",
         "coupling": model.coupling,
+        **({} if labels is None else {"labels": IN_TURN if counts is None else AS_IN_DATA}),
         **(record or {}),
     }
     return measure(drawn, reference, extractor, config, settings, progress)

@@ -78,6 +78,7 @@ def build_image_model(
         n_classes=data.n_classes if conditional else None,
         flip=data.flip,
         coupling=None if coupling is None else str(coupling),
+        class_counts=data.class_counts() if conditional else None,
         **options,
     )
 

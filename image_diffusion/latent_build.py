@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from image_diffusion.autoencoder import Autoencoder, load_autoencoder
 from image_diffusion.data import ImageDataset
+from image_diffusion.data.raw import evenly_spaced
 from image_diffusion.frozen import load_weights
 from image_diffusion.latent_model import LatentModel, check_latent_objective
 from image_diffusion.networks import LATENT_SIZE, PixelUNet, TextUNet, build_network, build_text_network
@@ -205,6 +206,7 @@ def build_latent_model(
         n_classes=n_classes,
         flip=data.flip,
         coupling=None if coupling is None else str(coupling),
+        class_counts=data.class_counts() if conditional else None,
         pretrained=settings.pretrained,
         **options,
     )
@@ -229,8 +231,7 @@ def _prompts(settings: LatentSettings, conditional: bool, data: ImageDataset) ->
     if settings.captions:
         if data.captions is None:
             raise ValueError(f"model.captions=true: {data.source['name']} has no captions (dataset.caption_column)")
-        every = max(1, len(data) // N_PROMPTS)
-        return [captions[0] for captions in data.captions[::every]][:N_PROMPTS]
+        return [data.captions[place][0] for place in evenly_spaced(len(data), N_PROMPTS)]
     if not conditional:
         return None
     if data.class_names is None:

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from image_diffusion.autoencoder import Autoencoder, load_autoencoder
-from image_diffusion.base_model import ImageModel, Labels, draw_mirrored, mirror_at_random
+from image_diffusion.base_model import ImageModel, Labels
 from image_diffusion.data import ImageDataset
 from image_diffusion.frozen import load_weights
+from image_diffusion.image_bytes import draw_mirrored, mirror_at_random
+from image_diffusion.label_mix import labels_in_turn
 from image_diffusion.latent_data import LatentImages
 from image_diffusion.networks import PixelUNet, TextUNet
 from image_diffusion.pipelines import write_latent_pipeline
@@ -39,8 +41,8 @@ class LatentModel(ImageModel):
         prompts: what labels stand for, with a text encoder: a prompt for each class; without classes, prompts to show
             the model by, such as captions of its data. None: the empty prompt, always.
         pretrained: pipeline that training started from. A record only.
-        objective, n_classes, label_dropout, flip, num_inference_steps, coupling: see ``ImageModel``; dropped labels
-            are the empty prompt.
+        objective, n_classes, label_dropout, flip, num_inference_steps, coupling, class_counts: see ``ImageModel``;
+            dropped labels are the empty prompt.
 
     Raises:
         ValueError: parts that do not fit each other.
@@ -62,11 +64,21 @@ class LatentModel(ImageModel):
         num_inference_steps: int = 50,
         coupling: str | None = None,
         pretrained: str | None = None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
-        channels = autoencoder.channels
-        super().__init__(image_size, channels, objective, n_classes, label_dropout, flip, num_inference_steps, coupling)
+        super().__init__(
+            image_size,
+            autoencoder.channels,
+            objective,
+            n_classes,
+            label_dropout,
+            flip,
+            num_inference_steps,
+            coupling,
+            class_counts,
+        )
         check_latent_objective(self.objective)
-        autoencoder.check(image_size, channels)
+        autoencoder.check(image_size, autoencoder.channels)
         if (text_encoder is None) == isinstance(network, TextUNet):
             raise ValueError("a TextUNet and a text encoder need each other")
         self.autoencoder, self.network = autoencoder, network
@@ -150,7 +162,14 @@ class LatentModel(ImageModel):
         """Labels of images that nobody gave any: all prompts in turn, see ``ImageModel.seed_labels``."""
         if self.text is None or self.prompts is None:
             return super().seed_labels(seeds)
-        return [seed % len(self.prompts) for seed in seeds]
+        return labels_in_turn(seeds, len(self.prompts))
+
+    @property
+    def label_counts(self) -> Sequence[int] | None:
+        """See ``ImageModel.label_counts``; captions to show the model by are evenly spaced over the data."""
+        if self.text is None or self.prompts is None or self.n_classes is not None:
+            return super().label_counts
+        return [1] * len(self.prompts)
 
     def labels_of(self, data: ImageDataset, indices: Tensor) -> Labels | None:
         """See ``ImageModel.labels_of``; of a model of captions each image's first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from image_diffusion.base_model import CONFIG_NAME, ImageModel, from_bytes, mirror_at_random, to_bytes
+from image_diffusion.base_model import CONFIG_NAME, ImageModel
+from image_diffusion.image_bytes import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.latent_model import load_latent_model
 from image_diffusion.networks import build_network
 from image_diffusion.pipelines import write_pipeline
@@ -42,8 +43,19 @@ class PixelModel(ImageModel):
         flip: bool = True,
         num_inference_steps: int = 50,
         coupling: str | None = None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(image_size, channels, objective, n_classes, label_dropout, flip, num_inference_steps, coupling)
+        super().__init__(
+            image_size,
+            channels,
+            objective,
+            n_classes,
+            label_dropout,
+            flip,
+            num_inference_steps,
+            coupling,
+            class_counts,
+        )
         # The last class stands for "no class".
         self.network = build_network(network, image_size, channels, None if n_classes is None else n_classes + 1)
         self.config["network"] = dict(network)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from image_diffusion.base_model import ImageModel
+from image_diffusion.label_mix import AS_IN_DATA, IN_TURN, MIXES
 from immiscible_policy.files import complete_or_absent, write_json
 
 FORMATS = ("png", "npz")
@@ -71,6 +72,7 @@ def save_samples(
     folder: Path,
     format: str = "png",
     labels_in_turn: Sequence[int | str] | None = None,
+    mix: str = "turn",
     batch_size: int = 250,
     record: dict[str, Any] | None = None,
     progress: bool = True,
@@ -85,7 +87,9 @@ def save_samples(
         format: png: ``<seed>.png`` each | npz: ``samples.npz`` with ``arr_0`` (n, H, W, 3 or 1) uint8 in the order of
             the seeds, as guided-diffusion's evaluations read it, and ``seeds``.
         labels_in_turn: what ``ImageModel.sample`` takes as labels; seed s shows ``labels_in_turn[s % n]`` of these n.
-            None: all classes or prompts of the model, see ``ImageModel.seed_labels``.
+            None: the model's own classes or prompts, see ``mix``.
+        mix: of these: turn: all in turn (``ImageModel.seed_labels``) | data: as frequent as in the training data
+            (``ImageModel.data_labels``), for sets that are compared with it.
         batch_size: images at once.
         record: more to note in ``samples.json`` beside the settings of the samples.
         options: further arguments of ``ImageModel.sample``, not ``labels``.
@@ -94,7 +98,8 @@ def save_samples(
         the files, in the order of the seeds.
 
     Raises:
-        ValueError: an unknown format, a seed twice, no labels, or a folder with samples of other settings.
+        ValueError: an unknown format, a seed twice, no labels, a mix beside given labels or that the model does not
+            know, or a folder with samples of other settings.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
@@ -102,8 +107,12 @@ def save_samples(
         raise ValueError("seeds: every image needs one of its own, and one is given twice")
     if labels_in_turn is not None and not labels_in_turn:
         raise ValueError("labels_in_turn: needs at least one, or None")
+    if mix not in MIXES:
+        raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
+    if labels_in_turn is not None and mix != "turn":
+        raise ValueError(f"mix={mix!r}: labels_in_turn are given, and leave only mix='turn'")
     if labels_in_turn is None:
-        labels: Any = model.seed_labels(seeds)
+        labels: Any = model.data_labels(seeds) if mix == "data" else model.seed_labels(seeds)
     else:
         labels = [labels_in_turn[seed % len(labels_in_turn)] for seed in seeds]
     settings = {
@@ -114,7 +123,8 @@ def save_samples(
         **(record or {}),
     }
     if labels is not None:
-        settings["labels_by_seed"] = "all in turn" if labels_in_turn is None else list(labels_in_turn)
+        own = AS_IN_DATA if mix == "data" else IN_TURN
+        settings["labels_by_seed"] = own if labels_in_turn is None else list(labels_in_turn)
     if model.objective.sampler == "adaptive":
         settings["batch_size"] = batch_size = 1  # it solves a batch as one system, so company would change the image
     settings = json.loads(json.dumps(settings))

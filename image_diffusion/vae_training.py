@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from image_diffusion.base_model import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.image_bytes import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling, Independent
 from immiscible_policy.files import replace_folder, staging_folder, write_json

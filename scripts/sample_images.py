@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from image_diffusion.label_mix import MIXES
 from image_diffusion.model import last_model_folder, load_image_model
 from image_diffusion.sampling import FORMATS, grid_path, load_pictures, save_grid, save_samples
 from immiscible_policy.cli import interruptible, report_failure
@@ -18,9 +19,10 @@ examples:
   python scripts/sample_images.py model/ --output birds -n 8 --prompt "a robin" "an owl" --guidance-scale 7.5
 
 Every image has a seed of its own, --seed and the following ones: the same seed gives the same image whatever else is
-drawn beside it. Classes and prompts follow the seeds, too: of 10 classes seed 23 shows class 3. (An image of
-objective.sampler=adaptive is solved by itself, whatever --batch-size says.) A stopped call goes on where it was.
-samples.json notes how the images were made.
+drawn beside it. Classes and prompts follow the seeds, too: of 10 classes seed 23 shows class 3, so that all are drawn
+equally often. A set that is to be measured against the data takes the data's mix, --labels data, as evaluate_images.py
+does of itself. (An image of objective.sampler=adaptive is solved by itself, whatever --batch-size says.) A stopped call
+goes on where it was. samples.json notes how the images were made.
 """
 
 
@@ -34,8 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="png: a file an image; npz: one array")
-    parser.add_argument("--label", type=int, help="class of all images (default: all classes in turn, by the seeds)")
+    parser.add_argument("--label", type=int, help="class of all images (default: see --labels)")
     parser.add_argument("--prompt", nargs="+", help="prompts that the images show in turn, by the seeds")
+    parser.add_argument(
+        "--labels",
+        choices=MIXES,
+        default="turn",
+        help="turn (the default): all classes or prompts of the model in turn, by the seeds; data: as frequent as in "
+        "the training data, for sets that are to be measured",
+    )
     parser.add_argument("--num-inference-steps", type=int, help="network calls an image (default: the model's)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1)")
     parser.add_argument("--batch-size", type=int, default=250, help="images at once (default: 250)")
@@ -51,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"-n {arguments.n} and --batch-size {arguments.batch_size} must be at least 1")
         if arguments.label is not None and arguments.prompt:
             raise ValueError("--label and --prompt: give one of them")
+        if arguments.labels == "data" and (arguments.label is not None or arguments.prompt):
+            raise ValueError("--labels data, --label and --prompt: give one of them")
         grid = grid_path(arguments.output)
         folder = last_model_folder(arguments.model)
         model = load_image_model(folder, resolve_device(arguments.device))
@@ -62,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output,
             arguments.format,
             labels_in_turn=chosen,
+            mix=arguments.labels,
             batch_size=arguments.batch_size,
             record={"weights": str(folder)},
             num_inference_steps=arguments.num_inference_steps,

@@ -17,7 +17,7 @@ from image_diffusion.analysis.perturbation import PerturbationStability, Perturb
 from image_diffusion.analysis.training_curves import TrainingCurves
 from image_diffusion.analysis.trajectory import STATISTICS, Trajectory, TrajectoryStatistics
 from image_diffusion.analysis.tsne import PathMap
-from image_diffusion.base_model import to_bytes
+from image_diffusion.image_bytes import to_bytes
 from immiscible_policy.files import save_figure
 
 _COLUMNS = 4  # of panels

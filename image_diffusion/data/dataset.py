@@ -58,6 +58,10 @@ class ImageDataset:
             batch["label"] = self.labels[indices]
         return batch
 
+    def class_counts(self) -> list[int] | None:
+        """How many images each of the ``n_classes`` has, or None without labels."""
+        return None if self.labels is None else self.labels.bincount(minlength=self.n_classes or 0).tolist()
+
     def to(self, device: torch.device | str) -> ImageDataset:
         """Move images and labels that are in memory to a device, so that batches need not be copied there."""
         if self.images is not None:

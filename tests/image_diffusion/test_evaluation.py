@@ -49,9 +49,48 @@ def test_a_models_numbers_do_not_depend_on_the_batches_it_draws_in(digits) -> No
         assert record.reference == "digits test (297 of 8x8)"
         assert record.run["num_inference_steps"] == 2
         assert record.run["step"] == 5
+        assert "labels" not in record.run
     assert values[0] == pytest.approx(values[1], rel=1e-2)
     assert "fd_pixels_90" in measurement_table(measured)
     assert "compare at equal n only" in measurement_table(measured)
+
+
+def test_labels_of_a_measured_set_are_as_frequent_as_in_the_training_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_images(ImageSource("digits", format="digits", flip=False))
+    assert data.labels is not None
+    few = torch.cat([(data.labels == 0).nonzero()[:20, 0], (data.labels == 1).nonzero()[:140, 0]])
+    assert data.images is not None
+    data.images, data.labels, data.n_classes, data._n = data.images[few], data.labels[few], 2, len(few)
+    data.source["pixels_hash"] = None
+    counts = data.class_counts()
+    assert counts == [20, 140]
+    config = ImageEvaluation(("fd",), 400, "pixels", batch_size=150)
+    extractor = build_extractor(config, 8, 1)
+    reference = data_reference(data, extractor, config, progress=False)
+
+    def measured(class_counts: list[int] | None) -> tuple[float, dict, dict[int, int]]:
+        """Distance, record and labels by seed of a model that draws exactly the data of each class."""
+        model = PixelModel(8, 1, UNET, {"name": "flow_matching"}, n_classes=2, class_counts=class_counts)
+        drawn: dict[int, int] = {}
+
+        def sample(seeds: list[int], labels: list[int] | None = None, **options: object) -> torch.Tensor:
+            labels = model.seed_labels(seeds) if labels is None else labels
+            assert labels is not None
+            drawn.update(zip(seeds, labels, strict=True))
+            first = {0: 0, 1: 20}
+            return torch.stack([data.images[first[c] + s % counts[c]] for s, c in zip(seeds, labels, strict=True)])
+
+        monkeypatch.setattr(model, "sample", sample)
+        found = evaluate_model(model, reference, extractor, config, progress=False)["fd_pixels_400"]
+        return found.value, dict(found.record.run), drawn
+
+    distance, record, drawn = measured(counts)
+    assert sum(drawn.values()) == 350
+    assert record["labels"] == "as frequent as in the training data"
+    unknown, record, drawn = measured(None)  # a model of an earlier version
+    assert drawn == {seed: seed % 2 for seed in range(1_000_000, 1_000_400)}
+    assert record["labels"] == "all in turn"
+    assert unknown > 20 * distance
 
 
 def test_images_of_other_programs_are_found(digits, tmp_path: Path) -> None:

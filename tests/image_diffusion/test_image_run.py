@@ -105,6 +105,10 @@ def test_labels_are_used_where_asked_for(tmp_path: Path) -> None:
     model = load_image_model(tmp_path / "checkpoints" / "step=0000004")
     assert model.n_classes == 10
     assert model.label_dropout == 0.1
+    assert model.class_counts is not None
+    assert sum(model.class_counts) == 40
+    measured = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {one["record"]["run"]["labels"] for one in measured.values()} == {"as frequent as in the training data"}
     assert model.sample([0, 1], labels=[3, 9], guidance_scale=2.0).shape == (2, 1, 8, 8)
 
 

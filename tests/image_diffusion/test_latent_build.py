@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from image_diffusion import latent_build
 from image_diffusion.data import ImageDataset, ImageSource, load_images
 from image_diffusion.latent_build import (
     LatentSettings,
@@ -162,12 +163,14 @@ def test_what_a_scheduler_does_not_name_has_diffusers_defaults(stable_diffusion_
 
 
 def test_classes_are_told_by_embeddings_prompts_or_not_at_all(
-    make_vae: Callable[..., Path], digits: ImageDataset, bert_folder: Path
+    make_vae: Callable[..., Path], digits: ImageDataset, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = str(make_vae())
     plain = build(LatentSettings(vae), digits, class_conditional=False)
     assert (plain.n_classes, plain.label_dropout, plain.text) == (None, 0.0, None)
-    assert build(LatentSettings(vae), digits).network.unet.config.num_class_embeds == 11
+    embedded = build(LatentSettings(vae), digits)
+    assert embedded.network.unet.config.num_class_embeds == 11
+    assert embedded.class_counts == digits.class_counts()
     cross = {**NETWORK, "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
              "attention_head_dim": 2}  # fmt: skip
     settings = LatentSettings(vae, text_encoder=str(bert_folder), prompt="digit {}")
@@ -183,6 +186,11 @@ def test_classes_are_told_by_embeddings_prompts_or_not_at_all(
     captioned.captions = [[f"number {i}", "a digit"] for i in range(297)]
     told = build_latent_model(settings, load_parts(settings), SHARED, cross, objective, captioned)
     assert (told.n_classes, told.label_dropout, told.prompts) == (None, 0.1, [f"number {i}" for i in range(297)])
+    monkeypatch.setattr(latent_build, "N_PROMPTS", 200)
+    told = build_latent_model(settings, load_parts(settings), SHARED, cross, objective, captioned)
+    assert told.prompts is not None
+    assert (len(told.prompts), told.prompts[-1]) == (200, "number 295")  # evenly spaced, not the first 200
+    assert told.class_counts is None
     captioned.class_names = None
     settings = LatentSettings(vae, text_encoder=str(bert_folder))
     with pytest.raises(ValueError, match=r"dataset\.class_names=\[\.\.\.\]"):

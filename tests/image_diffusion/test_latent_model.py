@@ -221,6 +221,18 @@ def test_classes_become_their_prompts_and_some_the_empty_one(make_model: Maker) 
     torch.testing.assert_close(trained.condition(2, ["owl", ""]), known[[3, 0]])
     torch.testing.assert_close(trained.condition(4, None), known[[1, 2, 3, 1]])
     assert trained.seed_labels([7, 5, 6]) == [1, 2, 0]
+    assert trained.label_counts is None
+    counted = make_model(text="bert", n_classes=3, prompts=names, class_counts=[1, 0, 0])
+    assert counted.data_labels([7, 5, 6]) == [0, 0, 0]
+
+
+def test_few_images_show_prompts_of_all_the_data(make_model: Maker) -> None:
+    trained = make_model(text="bert", prompts=[f"picture {i}" for i in range(100)])
+    assert trained.label_counts == [1] * 100
+    labels = trained.data_labels(range(50))
+    assert labels is not None
+    assert len(set(labels)) == 50
+    assert max(labels) > 95
 
 
 def test_one_of_an_images_captions_is_drawn(make_model: Maker) -> None:

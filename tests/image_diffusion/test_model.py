@@ -116,6 +116,15 @@ def test_a_seed_chooses_the_class_that_nobody_gave() -> None:
     assert trained.default_labels(4) == [0, 1, 2, 0]
 
 
+def test_a_saved_model_knows_how_frequent_its_classes_were(tmp_path: Path) -> None:
+    model(n_classes=3, class_counts=[5, 0, 2]).save_pretrained(tmp_path / "new")
+    again = load_image_model(tmp_path / "new")
+    assert again.class_counts == again.label_counts == [5, 0, 2]
+    model(n_classes=3).save_pretrained(tmp_path / "old")
+    assert "class_counts" not in (tmp_path / "old" / "image_model.json").read_text()
+    assert load_image_model(tmp_path / "old").label_counts is None
+
+
 @pytest.mark.parametrize(
     ("method", "options", "pipeline"),
     [
@@ -214,6 +223,7 @@ def test_the_papers_network_has_its_size_and_starts_at_zero() -> None:
         ({"channels": 4}, "channels=4: choose 1"),
         ({"label_dropout": 1.0}, "label_dropout=1.0: must be at least 0 and below 1"),
         ({"n_classes": 0}, "n_classes=0: must be at least 1"),
+        ({"n_classes": 2, "class_counts": [1]}, r"class_counts=\[1\]: needs a number of images for each"),
         ({"num_inference_steps": 21}, "num_inference_steps=21: choose 1 to 20"),
         ({"network": {**UNET, "depth": 3}}, "depth"),
         ({"network": {**UNET, "block_out_channels": [8, 8, 8, 8, 8]}}, "image_size=8 must be a multiple of 16"),

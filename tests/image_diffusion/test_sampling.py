@@ -86,6 +86,33 @@ def test_labels_follow_the_seeds_wherever_a_call_begins(tmp_path: Path) -> None:
     save_samples(trained, [7], tmp_path / "none", labels_in_turn=[1], progress=False)  # what failed was not noted
 
 
+def test_labels_can_be_as_frequent_as_in_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = model(n_classes=3, class_counts=[6, 0, 2])
+    drawn: dict[int, int] = {}
+
+    def sample(seeds: list[int], labels: list[int], **options: Any) -> torch.Tensor:
+        drawn.update(zip(seeds, labels, strict=True))
+        return torch.zeros(len(seeds), 3, 4, 4, dtype=torch.uint8)
+
+    monkeypatch.setattr(trained, "sample", sample)
+    save_samples(trained, range(40), tmp_path / "data", mix="data", progress=False)
+    first = dict(drawn)
+    assert 28 <= list(first.values()).count(0) <= 32
+    assert 1 not in first.values()
+    assert json.loads((tmp_path / "data" / "samples.json").read_text())["labels_by_seed"].startswith("as frequent as")
+    save_samples(trained, range(5, 50), tmp_path / "other", mix="data", progress=False)
+    assert all(drawn[seed] == first[seed] for seed in first)
+    with pytest.raises(ValueError, match="holds samples with another labels_by_seed"):
+        save_samples(trained, range(8), tmp_path / "data", progress=False)
+    with pytest.raises(ValueError, match="mix='equal': choose one of turn, data"):
+        save_samples(trained, [0], tmp_path / "none", mix="equal", progress=False)
+    with pytest.raises(ValueError, match="mix='data': labels_in_turn are given"):
+        save_samples(trained, [0], tmp_path / "none", labels_in_turn=[1], mix="data", progress=False)
+    with pytest.raises(ValueError, match="this model was saved without class_counts"):
+        save_samples(model(n_classes=3), [0], tmp_path / "none", mix="data", progress=False)
+    assert len(save_samples(model(), [0], tmp_path / "plain", mix="data", progress=False)) == 1  # its mix is the data's
+
+
 def test_the_adaptive_sampler_solves_every_image_of_a_file_by_itself(tmp_path: Path) -> None:
     trained = model()
     trained.objective = dataclasses.replace(trained.objective, sampler="adaptive", rtol=0.1, atol=0.1)  # type: ignore[type-var]

@@ -71,6 +71,12 @@ def test_a_model_of_classes_is_told_what_to_show(
             assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
     assert run_script("sample_images", "run", "--output", "drawn", "--label", "4") == 1
     assert "holds samples with another labels_by_seed" in capsys.readouterr().err
+    assert run_script("sample_images", "run", "--output", "drawn", "--labels", "data") == 1
+    assert "holds samples with another labels_by_seed" in capsys.readouterr().err
+    assert run_script("sample_images", "run", "--output", "mix", "--labels", "data", "--label", "4") == 1
+    assert "error: --labels data, --label and --prompt: give one of them" in capsys.readouterr().err
+    assert run_script("sample_images", "run", "--output", "mix", "--labels", "data", "-n", "2") == 0
+    assert json.loads(Path("mix/samples.json").read_text())["model"]["class_counts"][0] > 100
     Path("inside").mkdir()
     monkeypatch.chdir("inside")
     assert run_script("sample_images", "../run", "--output", ".", "-n", "2") == 0
