@@ -20,7 +20,7 @@ Source = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 
 
 FIT_ARGUMENTS = frozenset({"data", "condition"})
-"""What a ``fit`` may look at."""
+"""What a ``fit`` looks at that says no more of it."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,19 @@ class Coupling(ABC):
         """One sentence on what sampling from the source does not reproduce of the training noise; None if nothing."""
         return None
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
+    def fit(self, data: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Learn what the coupling needs of the data set before training starts. Most couplings need nothing.
 
         Args:
             data: (N, ...) normalised data: the data set, or a large sample of it where :meth:`fit_size` does nothing.
             condition: (N, ...) vectors or (N,) labels.
+            mask: as in :meth:`__call__`; only for couplings that name it in :attr:`fit_uses`.
         """
         self.fit_size(len(data))
 
     @property
     def fit_uses(self) -> frozenset[str]:
-        """What :meth:`fit` looks at beside the data set's size: "data", "condition", both, or nothing.
+        """What :meth:`fit` looks at beside the data set's size, of "data", "condition" and "mask".
 
         Where data is costly to make, :meth:`fit_size` and a ``fit`` with what is named here do for a ``fit`` with all.
         """

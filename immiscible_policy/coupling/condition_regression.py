@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.coupling._checks import flat_rows, require_finite
+from immiscible_policy.coupling._checks import flat_mask, flat_rows, require_finite
 from immiscible_policy.coupling.skew import is_labels
 
 Fitted = dict[str, Tensor]
-"""``mean`` (D,) of the data; with labels also ``labels`` (K,) and their ``means`` (K, D); with vectors of P entries
-``centre`` and ``inverse_scale`` (P,), ``frequencies`` (P, F), ``phases`` (F,), ``feature_means`` (P + F,) and
-``weights`` (P + F, D)."""
+"""``mean`` (D,) of the data (with a mask and vectors: what is predicted at ``feature_means``); with labels also
+``labels`` (K,) and their ``means`` (K, D); with vectors of P entries ``centre`` and ``inverse_scale`` (P,),
+``frequencies`` (P, F), ``phases`` (F,), ``feature_means`` (P + F,) and ``weights`` (P + F, D)."""
 
 KINDS = (
     {"mean"},
@@ -34,13 +34,18 @@ _BLOCKS, _FOLDS = 20, 5  # neighbours in a trajectory, which stand side by side,
 _FEWEST = 100  # data, below which nothing is left out and the smoothest settings are taken
 
 
-def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed: int) -> Fitted:
+def fit_regression(
+    data: Tensor, condition: Tensor | None, n_features: int, seed: int, mask: Tensor | None = None
+) -> Fitted:
     """Fit the data to the condition.
 
     Args:
         data: (N, ...) floats. condition: (N, ...) vectors, (N,) labels, or None for the mean alone.
         n_features: F, random Fourier features of vectors; 0 is linear regression.
         seed: of these.
+        mask: bool, broadcastable to data. Each entry of a row is regressed over the data where it counts, and predicted
+            as 0 where it never does. Vectors take a solution for every set of data in which some entry counts: a few
+            for padding, as many as entries for masks at random.
 
     Raises:
         ValueError: data or condition are not finite, there are none, or not as many of one as of the other.
@@ -49,17 +54,27 @@ def fit_regression(data: Tensor, condition: Tensor | None, n_features: int, seed
         found = "no condition" if condition is None else f"{len(condition)} conditions"
         raise ValueError(f"a fit needs data and a condition for each, got {len(data)} data and {found}")
     x = flat_rows(data.detach(), torch.float64)
-    require_finite("data", x)
-    mean = x.mean(0)
+    valid = flat_mask(mask, data)
+    require_finite("data", x, valid)
+    if valid is None:
+        mean = x.mean(0)
+    else:
+        x = x.masked_fill(~valid, 0.0)
+        mean = x.sum(0) / valid.sum(0).clamp_min(1)
     if condition is None:
         return {"mean": mean.float()}
     if is_labels(condition):
         labels, classes, counts = torch.unique(condition.long(), return_inverse=True, return_counts=True)
         sums = torch.zeros(len(labels), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, classes, x)
-        return {"mean": mean.float(), "labels": labels, "means": (sums / counts[:, None]).float()}
+        number = counts[:, None] if valid is None else torch.zeros_like(sums).index_add_(0, classes, valid.to(x.dtype))
+        means = torch.where(number > 0, sums / number, mean)
+        return {"mean": mean.float(), "labels": labels, "means": means.float()}
     c = flat_rows(condition.detach(), torch.float64)
     require_finite("condition", c)
-    return {"mean": mean.float(), **_fit_vectors(x - mean, c, n_features, seed)}
+    centred = x - mean if valid is None else (x - mean).masked_fill(~valid, 0.0)
+    fitted = _fit_vectors(centred, c, n_features, seed, valid)
+    fitted["mean"] += mean
+    return {name: value.float() for name, value in fitted.items()}
 
 
 def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) -> Tensor:
@@ -89,8 +104,8 @@ def predict(fitted: Mapping[str, Tensor], condition: Tensor | None, batch: int) 
     return fitted["mean"].expand(batch, -1)
 
 
-def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int) -> Fitted:
-    """The part of a fit about vectors, of centred data (N, D) and conditions (N, P)."""
+def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int, valid: Tensor | None) -> Fitted:
+    """A fit to vectors in float64, of centred data (N, D), 0 where not valid, and conditions (N, P)."""
     n, entries = c.shape
     centre, scale = c.mean(0), c.std(0, unbiased=False)
     varies = scale > 1e-9 * (1 + centre.abs())
@@ -108,20 +123,43 @@ def _fit_vectors(x: Tensor, c: Tensor, n_features: int, seed: int) -> Fitted:
     lengths = _LENGTHS if typical > 0 and n_features else (1.0,)
     candidates = [{**shared, "frequencies": frequencies / (length * (typical or 1.0))} for length in lengths]
     held_out = (torch.arange(n, device=c.device) * _BLOCKS // n) % _FOLDS == _FOLDS // 2
+    groups = _groups(x, valid)
     best, settings = math.inf, (candidates[-1], _RIDGES[-1])
     for candidate in candidates if n >= _FEWEST else ():
         features = _features(c, candidate)
-        kept = features[~held_out]
-        left_out = features[held_out] - kept.mean(0)
-        for ridge, weights in zip(_RIDGES, _solutions(kept, x[~held_out], _RIDGES), strict=True):
-            error = float((x[held_out] - left_out @ weights).square().mean())
+        errors = [0.0] * len(_RIDGES)
+        for rows, columns in groups:
+            own, trained, tested = x[:, columns], rows & ~held_out, rows & held_out
+            kept = features[trained]
+            if not len(kept):
+                continue
+            left_out = features[tested] - kept.mean(0)
+            for i, weights in enumerate(_solutions(kept, own[trained], _RIDGES)):
+                errors[i] += float((own[tested] - left_out @ weights).square().sum())
+        for ridge, error in zip(_RIDGES, errors, strict=True):
             if error < best:
                 best, settings = error, (candidate, ridge)
     candidate, ridge = settings
     features = _features(c, candidate)
-    (weights,) = _solutions(features, x, (ridge,))
-    fitted = {**candidate, "feature_means": features.mean(0), "weights": weights}
-    return {name: value.float() for name, value in fitted.items()}
+    feature_means = features.mean(0)
+    weights = torch.zeros(features.shape[1], x.shape[1], dtype=x.dtype, device=x.device)
+    mean = torch.zeros_like(x[0])
+    for rows, columns in groups:
+        kept = features[rows]
+        if not len(kept):
+            continue
+        (solution,) = _solutions(kept, x[rows][:, columns], (ridge,))
+        weights[:, columns] = solution
+        mean[columns] = (feature_means - kept.mean(0)) @ solution  # the entry's own centre is that of its data
+    return {**candidate, "mean": mean, "feature_means": feature_means, "weights": weights}
+
+
+def _groups(x: Tensor, valid: Tensor | None) -> list[tuple[Tensor, Tensor | slice]]:
+    """(rows, columns) of data (N, D): entries that count in the same data are regressed together."""
+    if valid is None:
+        return [(torch.ones(len(x), dtype=torch.bool, device=x.device), slice(None))]
+    rows, which = torch.unique(valid, dim=1, return_inverse=True)
+    return [(rows[:, i], which == i) for i in range(rows.shape[1])]
 
 
 def _features(c: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:

@@ -276,7 +276,7 @@ class LinearAssignment(Coupling):
         selection = f"1 in {self.pool_factor:g} noises is chosen by the data, {norms} ones rather than others"
         return selection if self.within else f"{selection}, and {skew}"
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
+    def fit(self, data: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> None:
         if isinstance(self.condition_weight, ConditionWeight):
             self.condition_weight.fit(data, condition)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from immiscible_policy.coupling._checks import check_arguments
 from immiscible_policy.coupling._settings import require_count
 from immiscible_policy.coupling._state import on_device
 from immiscible_policy.coupling.base import FIT_ARGUMENTS, Context, Coupling
@@ -60,15 +61,24 @@ class Residual(Wrapper):
         require_count("n_features", self.n_features, least=0)
         require_count("seed", self.seed, least=0)
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
-        """Fit the regression of data on condition, and the coupling to the residuals."""
+    def fit(self, data: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Fit the regression of data on condition, and the coupling to the residuals.
+
+        Args:
+            data: (N, ...) the data set.
+            condition: (N, ...) vectors or (N,) labels.
+            mask: bool tensor broadcastable to data, as calls are given: entries are regressed over the data where they
+                count, so that residuals have mean 0 there whatever padding holds (NaN too).
+        """
+        if mask is not None:
+            check_arguments(data, mask=mask)
         self._state.clear()
-        self._state.update(fit_regression(data, condition, self.n_features, self.seed))
-        self.coupling.fit(self._residual(data, condition), condition)
+        self._state.update(fit_regression(data, condition, self.n_features, self.seed, mask))
+        super().fit(self._residual(data, condition), condition, mask)
 
     @property
     def fit_uses(self) -> frozenset[str]:
-        return FIT_ARGUMENTS
+        return FIT_ARGUMENTS | {"mask"}
 
     def _couple(self, data: Tensor, noise: Tensor | None, context: Context) -> Tensor:
         residual = data if data.numel() == 0 else self._residual(data, context.condition)

@@ -53,8 +53,9 @@ class Wrapper(Coupling):
     def caveat(self) -> str | None:
         return self.coupling.caveat
 
-    def fit(self, data: Tensor, condition: Tensor | None = None) -> None:
-        self.coupling.fit(data, condition)
+    def fit(self, data: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> None:
+        masked = {"mask": mask} if "mask" in self.coupling.fit_uses else {}
+        self.coupling.fit(data, condition, **masked)
 
     @property
     def fit_uses(self) -> frozenset[str]:

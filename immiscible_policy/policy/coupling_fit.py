@@ -19,6 +19,7 @@ def fit_coupling(coupling: Coupling, policy: DiffusionPolicy, windows: ActionWin
     parts = []
     for indices in torch.arange(len(windows)).split(1024):
         batch = {name: value.to(policy.device) for name, value in windows.batch(indices).items()}
-        parts.append(policy.coupling_inputs(batch)[:2])
-    actions, observations = (torch.cat(part) for part in zip(*parts, strict=True))
-    coupling.fit(actions * policy.objective.data_scale, observations)
+        parts.append(policy.coupling_inputs(batch))
+    actions, observations, masks = zip(*parts, strict=True)
+    masked = {"mask": torch.cat(masks)} if "mask" in coupling.fit_uses and masks[0] is not None else {}
+    coupling.fit(torch.cat(actions) * policy.objective.data_scale, torch.cat(observations), **masked)

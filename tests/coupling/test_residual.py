@@ -148,6 +148,49 @@ def test_padding_may_hold_anything() -> None:
     assert torch.equal(residual(spoiled, condition=condition, mask=mask, generator=generator(1)), clean)
 
 
+@pytest.mark.parametrize("kind", ["vectors", "labels", "none"])
+def test_entries_are_regressed_over_the_data_where_they_count(kind: str) -> None:
+    data, vectors, _ = curved(400, 0)
+    mask = torch.rand(400, 1, generator=generator(7)) * 8 > torch.arange(8) - 3  # later entries count less often
+    mask[:, 7] = False
+    condition = {"vectors": vectors, "labels": (vectors[:, 0] > 0).long(), "none": None}[kind]
+    found = predict(fit_regression(torch.where(mask, data, math.nan), condition, 0, 0, mask), condition, 400)
+    assert torch.equal(found[:, 7], torch.zeros(400))
+    for entry in range(7):
+        rows = mask[:, entry]
+        own = None if condition is None else condition[rows]
+        alone = fit_regression(data[rows, entry : entry + 1], own, 0, 0)
+        # Ridges are chosen for all entries at once, and scales are those of all conditions.
+        torch.testing.assert_close(found[rows, entry], predict(alone, own, int(rows.sum()))[:, 0], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_mask_of_all_is_none(labelled: bool) -> None:
+    data, condition, _ = curved(300, 0)
+    condition = (condition[:, 0] > 0).long() if labelled else condition
+    plain = fit_regression(data, condition, 32, 0)
+    masked = fit_regression(data, condition, 32, 0, torch.ones(1, 8, dtype=torch.bool))
+    assert plain.keys() == masked.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(masked[name], value)
+
+
+@pytest.mark.parametrize("padding", [0.0, 3.0, math.nan])
+def test_padding_does_not_make_the_noise_lean_to_what_the_condition_says(padding: float) -> None:
+    n = 20_000
+    condition = torch.randn(n, 2, generator=generator(0))
+    said = condition[:, :1].expand(n, 16)
+    mask = torch.arange(16) < torch.randint(8, 17, (n, 1), generator=generator(1))
+    data = torch.where(mask, said + 0.3 * torch.randn(n, 16, generator=generator(2)), padding)
+    coupling = Warmup(Residual(INNER, n_features=32))
+    coupling.fit(data, condition, mask)
+    noise = coupling(data, condition=condition, mask=mask, generator=generator(3))
+    mean, error = means_along(noise, torch.where(mask, said, 0.0))
+    assert abs(mean) < 5 * error
+    with pytest.raises(ValueError, match="mask must be broadcastable to data"):
+        coupling.fit(data, condition, mask[:, :3])
+
+
 def test_a_checkpoint_holds_what_was_fitted() -> None:
     data, condition, _ = curved(300, 0)
     residual = fitted(INNER, data, condition)
@@ -208,7 +251,7 @@ def test_it_is_written_and_asked_like_other_couplings() -> None:
     text = "Residual(coupling=KNN(k=2, metric='inner'))"
     assert repr(Residual(INNER)) == text
     assert parse_coupling(text) == Residual(INNER)
-    assert Residual(INNER).fit_uses == Warmup(Residual(INNER)).fit_uses == {"data", "condition"}
+    assert Residual(INNER).fit_uses == Warmup(Residual(INNER)).fit_uses == {"data", "condition", "mask"}
     assert Residual(INNER).is_rowwise
     assert not Residual(LinearAssignment()).is_rowwise
     assert Residual(Mixture(INNER, p=(0.0, 1.0))).uses_time
