@@ -47,7 +47,8 @@ def evaluate(cell: Cell, config: EvaluationConfig, device: str = "cpu", precisio
 
 def measure(cell: Cell, name: str, settings: Mapping[str, int], *_: Any) -> None:
     numbers = {key: {"mean": 0.5, "n": 4} for key in ("p_clockwise", "entropy", "imbalance", "direct")}
-    cell.measurement_file(name).write_text(json.dumps({"settings": dict(settings), **numbers, "imbalance_fair": 0.1}))
+    ways = {"imbalance_fair": 0.1, "per_start": [{"clockwise": 2, "counter_clockwise": 2}] * 4}
+    cell.measurement_file(name).write_text(json.dumps({"settings": dict(settings), **numbers, **ways}))
 
 
 def finish(experiment: Experiment, cell: Cell) -> None:
