@@ -181,6 +181,10 @@ class PushTEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             self._window.close()
             self._window = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: not what draws, which pygame cannot copy; they make their own when asked."""
+        return {**self.__dict__, "_renderer_cache": None, "_pixels_cache": None, "_window": None}
+
     @property
     def _renderer(self) -> "Renderer":
         if self._renderer_cache is None:

@@ -75,6 +75,8 @@ class PushTVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         visualization_width, visualization_height: size of the frames that `render()` returns.
 
     Raises ValueError, with the argument, its value and what is allowed, for anything else.
+
+    It cannot be copied or pickled: make another one, and take the worlds over with `get_state()` and `set_state(...)`.
     """
 
     def __init__(

@@ -450,3 +450,18 @@ def test_copies_go_on_as_the_original(copied):
     for _ in range(5):
         ours, theirs = env.step((320, 200)), twin.step((320, 200))
         np.testing.assert_allclose(theirs[0], ours[0], atol=1.0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_copies_draw_what_the_original_has_drawn(copied):
+    """Surfaces of pygame cannot be copied."""
+    env = PushTEnv(obs_type="pixels", render_mode="rgb_array", goal_pose=(200, 300, 0.5))
+    observation, _ = env.reset(seed=3)
+    frame = env.render()
+    env._window = object()  # type: ignore[assignment]  # of the screen that the original is shown on
+    twin = copied(env)
+    assert twin._window is None
+    env._window = None
+    np.testing.assert_array_equal(twin._observe(), observation)
+    np.testing.assert_array_equal(twin.render(), frame)
+    np.testing.assert_array_equal(twin.step((300, 300))[0], env.step((300, 300))[0])
