@@ -29,6 +29,7 @@ from image_diffusion.metrics import (
     kept_reference,
 )
 from image_diffusion.model import sample_in_batches
+from immiscible_policy.checks import check_seed
 
 EXTRACTORS = ("auto", "inception", "efficientnet-lite0", "digits-cnn", "clip", "pixels", "random-conv")
 _PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}
@@ -76,6 +77,18 @@ class ImageEvaluation:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}, or null")
+        check_seeds("seed", self.seed, self.n_samples)
+
+
+def check_seeds(name: str, first: int, n: int) -> None:
+    """Raise a ValueError unless a setting is the first of n consecutive seeds of images."""
+    try:
+        check_seed(first)
+        check_seed(first + n - 1)
+    except ValueError:
+        raise ValueError(
+            f"{name}={first!r}: must be an integer of at least 0, and with the {n - 1} that follow it below 2^32"
+        ) from None
 
 
 def build_extractor(config: ImageEvaluation, image_size: int, channels: int, device: str = "cpu") -> FeatureExtractor:

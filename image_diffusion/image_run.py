@@ -21,6 +21,7 @@ from image_diffusion.evaluation import (
     ImageEvaluation,
     build_extractor,
     check_evaluation,
+    check_seeds,
     data_reference,
     evaluate_model,
 )
@@ -108,6 +109,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         raise ValueError(f"monitor.metrics={list(monitor.metrics)}: must contain fd, by which the best model is kept")
     if cfg.samples.n < 1:
         raise ValueError(f"samples.n={cfg.samples.n}: must be at least 1")
+    check_seeds("samples.seed", cfg.samples.seed, cfg.samples.n)
     main = is_main_process()
     check_dataset(cfg, "format", "images")
     _check_objective(plain_settings(cfg.objective))

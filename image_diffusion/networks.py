@@ -74,6 +74,7 @@ def build_network(
             "model.text_encoder, or choose a network without CrossAttnDownBlock2D (network=unet_latent)"
         )
     _check_resolutions(options, image_size, size_name)
+    _check_heads(options, options.get("mid_block_type", "") is not None and options.get("add_attention", True))
     try:
         unet = UNet2DModel(
             **{
@@ -110,6 +111,7 @@ def build_text_network(settings: Mapping[str, Any], latent_size: int, channels: 
             "sd_text) or another with CrossAttnDownBlock2D"
         )
     _check_resolutions(options, latent_size, LATENT_SIZE)
+    _check_heads(options, "CrossAttn" in (options.get("mid_block_type", "CrossAttn") or ""))
     sizes = {"sample_size": latent_size, "in_channels": channels, "out_channels": channels}
     try:
         unet = UNet2DConditionModel(**{**options, **sizes, "cross_attention_dim": embedding_dim})
@@ -127,3 +129,22 @@ def _check_resolutions(options: Mapping[str, Any], size: int, name: str) -> None
             f"network.block_out_channels has {halvings + 1} resolutions: {name}={size} must be a multiple of "
             f"{2**halvings}"
         )
+
+
+def _check_heads(options: Mapping[str, Any], in_the_middle: bool) -> None:
+    """Refuse an ``attention_head_dim`` that leaves a block no head, or no channel of one.
+
+    Args:
+        in_the_middle: whether the block in the middle has attention.
+    """
+    widths, given = list(options.get("block_out_channels", ())), options.get("attention_head_dim", 8)
+    each = [given] * len(widths) if given is None or isinstance(given, int) else list(given)
+    ways = (options.get("down_block_types", ()), reversed(options.get("up_block_types", ())))
+    attending = {place for names in ways for place, name in enumerate(names) if "Attn" in name}
+    attending |= {len(widths) - 1} if in_the_middle else set()
+    for place, (width, dim) in enumerate(zip(widths, each, strict=False)):
+        if place in attending and dim is not None and not 1 <= dim <= width:
+            raise ValueError(
+                f"network.attention_head_dim={given}: must be 1 to {width}, the channels of a block with attention "
+                f"(network.block_out_channels={widths})"
+            )

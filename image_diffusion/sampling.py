@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -78,14 +80,15 @@ def save_samples(
     progress: bool = True,
     **options: Any,
 ) -> list[Path]:
-    """Sample an image for each seed and write them into ``folder``; a killed call goes on where it was.
+    """Sample an image for each seed and write them into ``folder``; what is there already is not drawn again.
 
     A seed is an image, whatever else is drawn: labels follow the seeds, and ``objective.sampler=adaptive`` solves each
     image by itself.
 
     Args:
         format: png: ``<seed>.png`` each | npz: ``samples.npz`` with ``arr_0`` (n, H, W, 3 or 1) uint8 in the order of
-            the seeds, as guided-diffusion's evaluations read it, and ``seeds``.
+            the seeds, as guided-diffusion's evaluations read it, and ``seeds``. Images of an earlier such file in the
+            folder are taken into the new one.
         labels_in_turn: what ``ImageModel.sample`` takes as labels; seed s shows ``labels_in_turn[s % n]`` of these n.
             None: the model's own classes or prompts, see ``mix``.
         mix: of these: turn: all in turn (``ImageModel.seed_labels``) | data: as frequent as in the training data
@@ -99,7 +102,8 @@ def save_samples(
 
     Raises:
         ValueError: an unknown format, a seed twice, no labels, a mix beside given labels or that the model does not
-            know, or a folder with samples of other settings.
+            know, or a folder with samples of other settings. An earlier ``samples.npz`` that holds other seeds, too, or
+            none: a file is the set that was asked for, and no image is thrown away.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
@@ -129,9 +133,13 @@ def save_samples(
         settings["batch_size"] = batch_size = 1  # it solves a batch as one system, so company would change the image
     settings = json.loads(json.dumps(settings))
     _check_settings(folder, settings)
+    target = folder / "samples.npz"
+    drawn = _drawn_before(target, seeds) if format == "npz" else {}
+    if list(drawn) == list(seeds):
+        return [target]
     parts = folder / "parts" if format == "npz" else folder
     paths = [parts / f"{seed:08d}.png" for seed in seeds]
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    missing = [i for i, path in enumerate(paths) if seeds[i] not in drawn and not path.is_file()]
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), desc="sample", unit="image", disable=not progress)
     for start in range(0, len(missing), batch_size):
         chosen = missing[start : start + batch_size]
@@ -144,23 +152,68 @@ def save_samples(
     bar.close()
     if format == "png":
         return paths
-    target = folder / "samples.npz"
-    _write_npz(paths, seeds, target)
-    shutil.rmtree(parts)  # with what killed calls and calls of other seeds left in it
+    _write_npz(paths, seeds, target, drawn)
+    shutil.rmtree(parts, ignore_errors=True)  # with what killed calls and calls of other seeds left in it
     return [target]
 
 
-def _write_npz(paths: Sequence[Path], seeds: Sequence[int], target: Path) -> None:
-    """Pictures of one size as ``arr_0`` (n, H, W, C) and their seeds, one picture in memory at a time."""
-    shape = (len(paths), *_read_picture(paths[0]).shape)
-    with complete_or_absent(target) as partial, zipfile.ZipFile(partial, "w") as archive:
+def _drawn_before(path: Path, seeds: Sequence[int]) -> dict[int, int]:
+    """Places of the images in an earlier ``samples.npz`` by their seeds, in its order; none where there is no file.
+
+    Raises:
+        ValueError: the file cannot be read, names no seeds, or holds images of others than ``seeds``.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path) as content:
+            found = content["seeds"].tolist()
+    except (BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no samples with their seeds ({error}): take another folder, or remove it") from error
+    others = sorted(set(found) - set(seeds))
+    if others:
+        raise ValueError(
+            f"{path} holds {len(others)} images of other seeds ({others[0]} to {others[-1]}), which would be lost: ask "
+            "for these, too, or take another folder"
+        )
+    return {seed: place for place, seed in enumerate(found)}
+
+
+def _write_npz(paths: Sequence[Path], seeds: Sequence[int], target: Path, drawn: Mapping[int, int]) -> None:
+    """Images of one size as ``arr_0`` (n, H, W, C) and their seeds, one image in memory at a time.
+
+    Args:
+        paths: of the seeds' pictures.
+        drawn: places in an earlier ``target`` of seeds whose images are taken from there.
+    """
+    with ExitStack() as stack:
+        earlier = _ImagesOf(stack.enter_context(ZipFile(target))) if drawn else None
+        shape = _read_picture(paths[0]).shape if earlier is None else earlier.shape
+        archive = stack.enter_context(ZipFile(stack.enter_context(complete_or_absent(target)), "w"))
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
             np.lib.format.write_array_header_1_0(file, header)
-            for path in paths:
-                file.write(_read_picture(path).tobytes())
+            for seed, path in zip(seeds, paths, strict=True):
+                if earlier is not None and seed in drawn:
+                    file.write(earlier.read(drawn[seed]))
+                else:
+                    file.write(_read_picture(path).tobytes())
         with archive.open("seeds.npy", "w") as file:
             np.lib.format.write_array(file, np.array(seeds))
+
+
+class _ImagesOf:
+    """Bytes of single images in an open ``samples.npz``, whose array may be larger than the memory."""
+
+    def __init__(self, archive: ZipFile) -> None:
+        self._file = archive.open("arr_0.npy")
+        np.lib.format.read_magic(self._file)
+        self.shape = np.lib.format.read_array_header_1_0(self._file)[0][1:]
+        self._start, self._bytes = self._file.tell(), math.prod(self.shape)
+
+    def read(self, place: int) -> bytes:
+        self._file.seek(self._start + place * self._bytes)
+        return self._file.read(self._bytes)
 
 
 def load_pictures(paths: Sequence[Path]) -> Tensor:

@@ -22,7 +22,7 @@ from image_diffusion.evaluation import (
     measure,
     measurement_table,
 )
-from image_diffusion.metrics import METRICS, save_measurements
+from image_diffusion.metrics import METRICS, add_measurements, read_measurements
 from image_diffusion.model import last_model_folder, load_image_model
 from immiscible_policy.cli import CONFIG_DIR, EXPECTED, explain, interruptible, report_failure
 from immiscible_policy.run_setup import check_dataset, plain_settings
@@ -38,7 +38,7 @@ examples:
 
 Only the canonical Inception network with 50,000 images and a reference no smaller gives a number that may stand beside
 published ones; every other is named after its extractor and number of images, and compares with its like alone. Each
-number is written with the record of how it came about.
+number is written with the record of how it came about, beside what was measured before with other settings.
 """
 
 
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-inference-steps", type=int, help="network calls an image (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=250, help="images drawn at once (default: 250)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1)")
-    parser.add_argument("--output", type=Path, help="JSON file to write (default: <images>/metrics_<extractor>.json)")
+    parser.add_argument("--output", type=Path, help="JSON file to add to (default: <images>/metrics_<extractor>.json)")
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     return parser
 
@@ -105,17 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
         data = reference_data(arguments)
         extractor = build_extractor(config, data.image_size, data.channels, device)
+        folder = arguments.images if arguments.images.is_dir() else arguments.images.parent
+        output = arguments.output or folder / f"metrics_{extractor.name}.json"
+        read_measurements(output)  # what cannot be added to is known now, too
         reference = data_reference(data, extractor, config)
         if is_model:
-            folder = last_model_folder(arguments.images)
-            model = load_image_model(folder, device)
-            measured = evaluate_model(model, reference, extractor, config, {"model": folder.name})
+            saved = last_model_folder(arguments.images)
+            model = load_image_model(saved, device)
+            measured = evaluate_model(model, reference, extractor, config, {"model": saved.name})
         else:
             images = find_images(arguments.images)
             measured = measure(images, reference, extractor, config, {"images": arguments.images.name})
-        folder = arguments.images if arguments.images.is_dir() else arguments.images.parent
-        output = arguments.output or folder / f"metrics_{extractor.name}.json"
-        save_measurements(output, measured)
+        measured = add_measurements(output, measured)
     except (BadZipFile, EOFError) as error:
         return report_failure(f"{arguments.images}: damaged or half-written file ({error})")
     except FAILURES as error:

@@ -13,7 +13,15 @@ from image_diffusion.metrics.kid import KernelDistance, kernel_distance
 from image_diffusion.metrics.pixels import Pixels
 from image_diffusion.metrics.prdc import NeighbourhoodScores, neighbourhood_scores
 from image_diffusion.metrics.random_conv import RandomConv
-from image_diffusion.metrics.record import Measurement, MetricRecord, as_json, result_key, save_measurements
+from image_diffusion.metrics.record import (
+    Measurement,
+    MetricRecord,
+    add_measurements,
+    as_json,
+    read_measurements,
+    result_key,
+    save_measurements,
+)
 from image_diffusion.metrics.reference import ReferenceStatistics, reference_statistics
 from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatistics
 
@@ -34,6 +42,7 @@ __all__ = [
     "RandomConv",
     "ReferenceStatistics",
     "RunningStatistics",
+    "add_measurements",
     "as_json",
     "check_measurable",
     "clip_score",
@@ -43,6 +52,7 @@ __all__ = [
     "kept_reference",
     "kernel_distance",
     "neighbourhood_scores",
+    "read_measurements",
     "reference_statistics",
     "result_key",
     "save_measurements",

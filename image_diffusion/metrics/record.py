@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,61 @@ def save_measurements(path: str | Path, measurements: Mapping[str, Measurement])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, as_json(measurements))
     return path
+
+
+def read_measurements(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Measurements in a file as JSON holds them, by their keys; none where there is no file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(one, dict) and "record" in one for one in content.values()):
+        raise ValueError(f"{path}: holds something other than measurements; choose another file, or remove it")
+    return content
+
+
+def add_measurements(path: str | Path, measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """Add measurements to those in a file, of which none is lost; atomically.
+
+    One whose key the file has already, from other settings, goes under the key with the settings that differ, such as
+    ``fd_pixels_500 guidance_scale=2.0``. Where the settings are the same and the number is another, as of another model
+    of the same name, it is counted: ``fd_pixels_500 (2)``.
+
+    Returns:
+        The measurements by the keys that they have in the file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = Path(path)
+    content = read_measurements(path)
+    placed = {}
+    for key, measurement in measurements.items():
+        one = json.loads(json.dumps(measurement.to_json()))
+        name = key + _difference(content.get(key, one)["record"], one["record"])
+        names = chain([name], (f"{name} ({number})" for number in count(2)))
+        free = next(name for name in names if content.get(name, one) == one)
+        content[free], placed[free] = one, measurement
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+    return placed
+
+
+def _difference(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """What a record has otherwise than an earlier one, to be put behind its key; empty for the same."""
+    old, new = _settings(before), _settings(record)
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "".join(f"{',' if place else ''} {name}={new.get(name)}" for place, name in enumerate(changed))
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without its levels; settings of the metric are called so, as a run has a seed, too."""
+    flat = {name: value for name, value in record.items() if name not in ("settings", "run")}
+    return {**flat, **{f"settings.{name}": value for name, value in record["settings"].items()}, **record["run"]}

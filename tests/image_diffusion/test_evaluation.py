@@ -130,6 +130,9 @@ def test_the_extractor_follows_the_images() -> None:
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
         ({"num_inference_steps": 0}, "num_inference_steps=0: must be at least 1, or null"),
         ({"max_features": 1}, "max_features=1: must be at least 2, or null"),
+        ({"seed": -1}, "seed=-1: must be an integer of at least 0, and with the 1999 that follow it below"),
+        ({"seed": 2**32 - 5, "n_samples": 6}, "seed=4294967291: must be .* with the 5 that follow it below 2"),
+        ({"seed": None}, "seed=None: must be an integer"),
     ],
 )
 def test_bad_settings_are_named(options: dict, message: str) -> None:

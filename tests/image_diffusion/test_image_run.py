@@ -280,6 +280,9 @@ def test_settings_that_do_not_fit_are_named(overrides: tuple[str, ...], message:
     ("overrides", "message"),
     [
         (("samples.n=0",), r"samples\.n=0: must be at least 1"),
+        (("samples.seed=-2",), r"samples\.seed=-2: must be an integer of at least 0, and with the 2 that"),
+        (("monitor.seed=-1",), r"seed=-1: must be an integer of at least 0, and with the 7 that follow it below"),
+        (("evaluation.seed=4294967290",), r"seed=4294967290: must be an integer of at least 0, and with the 7 that"),
         (("validate_on=0",), r"validate_on=0: must be at least 1, or null for all"),
         (
             ("evaluation.num_inference_steps=1001",),

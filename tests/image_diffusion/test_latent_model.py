@@ -313,6 +313,8 @@ def test_prompts_that_there_are_not_are_named(make_model: Maker) -> None:
 
 
 def test_networks_that_look_elsewhere_are_named() -> None:
+    with pytest.raises(ValueError, match=r"network\.attention_head_dim=64: must be 1 to"):
+        build_text_network({**CROSS_UNET, "attention_head_dim": 64}, 4, 2, 12)
     with pytest.raises(ValueError, match="does not look at prompts: choose network=unet_latent_text"):
         build_text_network(UNET, 4, 2, 12)
     with pytest.raises(ValueError, match=r"looks at prompts, and there is no text encoder: give model\.text_encoder"):

@@ -214,6 +214,7 @@ def test_the_papers_network_has_its_size_and_starts_at_zero() -> None:
     noisy, time = torch.randn(2, 1, 8, 8), torch.tensor([1, 5])
     with torch.no_grad():
         assert not tiny(noisy, time).any()
+        assert build_network({**UNET, "attention_head_dim": 16}, 8, 1)(noisy, time).any()  # as wide as the attention
         assert build_network(UNET, 8, 1)(noisy, time).any()
 
 
@@ -228,6 +229,9 @@ def test_the_papers_network_has_its_size_and_starts_at_zero() -> None:
         ({"network": {**UNET, "depth": 3}}, "depth"),
         ({"network": {**UNET, "block_out_channels": [8, 8, 8, 8, 8]}}, "image_size=8 must be a multiple of 16"),
         ({"network": {**UNET, "up_block_types": ["UpBlock2D"]}}, "up_block_types"),
+        ({"network": {**UNET, "attention_head_dim": 17}}, r"attention_head_dim=17: must be 1 to 16, .*=\[8, 16\]"),
+        ({"network": {**UNET, "attention_head_dim": 0}}, r"network\.attention_head_dim=0: must be 1 to 16"),
+        ({"network": {**UNET, "attention_head_dim": 16, "block_out_channels": [16, 8]}}, r"=16: must be 1 to 8"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:

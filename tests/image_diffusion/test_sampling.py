@@ -62,6 +62,54 @@ def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: 
     assert int((again.int() - whole.int()).abs().max()) <= 1
 
 
+def test_an_npz_is_extended_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = model()
+    asked: list[int] = []
+    sample = trained.sample
+
+    def counted(seeds: list[int], **options: Any) -> torch.Tensor:
+        asked.extend(seeds)
+        return sample(seeds, **options)
+
+    monkeypatch.setattr(trained, "sample", counted)
+
+    def save(*seeds: int, name: str = "npz", **options: Any) -> tuple[np.ndarray, list[int], list[int]]:
+        """Images and seeds of the file, and the seeds that were drawn for it."""
+        asked.clear()
+        (path,) = save_samples(trained, seeds, tmp_path / name, format="npz", progress=False, **options)
+        with np.load(path) as content:
+            return content["arr_0"], content["seeds"].tolist(), list(asked)
+
+    first, seeds, drawn = save(7, 3)
+    assert (seeds, drawn) == ([7, 3], [7, 3])
+    more, seeds, drawn = save(3, 4, 7, 5)
+    assert (seeds, drawn) == ([3, 4, 7, 5], [4, 5])
+    assert np.array_equal(more[[2, 0]], first)
+    assert np.abs(more.astype(int) - save(3, 4, 7, 5, name="whole")[0]).max() <= 1
+    path = tmp_path / "npz" / "samples.npz"
+    whole = path.read_bytes()
+    assert save(3, 4, 7, 5)[2] == []
+    turned, seeds, drawn = save(5, 7, 4, 3)
+    assert (seeds, drawn) == ([5, 7, 4, 3], [])
+    assert np.array_equal(turned, more[[3, 2, 1, 0]])
+
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"samples\.npz holds 2 images of other seeds \(5 to 7\), which would be lost"):
+        save(3, 4)
+    with pytest.raises(ValueError, match="holds samples with another num_inference_steps"):
+        save(3, 4, 5, 7, 8, num_inference_steps=3)
+    monkeypatch.setattr(trained, "sample", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(3, 4, 5, 7, 8)
+    assert path.read_bytes() == whole
+    np.savez(path, arr_0=more)
+    with pytest.raises(ValueError, match=r"samples\.npz: no samples with their seeds"):
+        save(3, 4)
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"samples\.npz: no samples with their seeds"):
+        save(3, 4)
+
+
 def test_labels_follow_the_seeds_wherever_a_call_begins(tmp_path: Path) -> None:
     trained = model(n_classes=3)
     whole = load_pictures(save_samples(trained, range(6), tmp_path / "whole", progress=False))

@@ -1,12 +1,14 @@
 """The image scripts, from training to samples and painting, as a user calls them."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from composing import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -36,6 +38,14 @@ def test_from_training_to_samples_and_painting(
     record = json.loads(Path("run/metrics_pixels.json").read_text())["fd_pixels_6"]["record"]
     assert record["run"]["coupling"] == "KNN(k=8)"
     assert record["reference"] == "digits train (1500 of 8x8)"
+    assert run_script("evaluate_images", "run", "-n", "6", "--num-inference-steps", "1", *measures) == 0
+    assert "fd_pixels_6 num_inference_steps=1 " in capsys.readouterr().out
+    kept = json.loads(Path("run/metrics_pixels.json").read_text())
+    assert list(kept) == ["fd_pixels_6", "fd_pixels_6 num_inference_steps=1"]
+    assert kept["fd_pixels_6"]["record"] == record
+    Path("notes.json").write_text("[]")
+    assert run_script("evaluate_images", "run", "-n", "6", "--output", "notes.json", *measures) == 1
+    assert "error: notes.json: holds something other than measurements" in capsys.readouterr().err
     for order in (("dataset.split=test", "--dataset", "digits"), ("--dataset", "digits", "dataset.split=test")):
         assert run_script("evaluate_images", "drawn", *order, *measures) == 0
         assert "digits test (297 of 8x8)" in capsys.readouterr().out
@@ -190,3 +200,25 @@ def test_latent_diffusion_from_an_autoencoder_to_painting(
     assert "fd_pixels_6 " in capsys.readouterr().out
     assert run_script("paint", "run", "--output", "painted", "-n", "2") == 0
     assert len(list(Path("painted").glob("*.png"))) == 2
+
+
+def test_an_autoencoder_of_a_folder_is_followed_by_a_command_that_works(
+    run_script, tiny_images: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my pictures").mkdir()
+    for shade in range(8):
+        Image.new("L", (8, 8), 30 * shade).save(f"my pictures/{shade}.png")
+    data = ("dataset=folder", "dataset.path='my pictures'", "dataset.image_size=8")
+    vae = ("vae.block_out_channels=[8,8]", "vae.norm_num_groups=4", "evaluate_on=8", "batch_size=8", "steps=4")
+    shared = [setting for setting in tiny_images if setting.startswith(("trainer.", "num_threads", "device"))]
+    assert run_script("train_vae", *data, "hydra.run.dir=vae", *vae, *shared) == 0
+    printed = capsys.readouterr().out
+    assert run_script("train_vae", "resume=vae") == 0  # which names the data as the run did
+    for text in (printed, capsys.readouterr().out):
+        (told,) = [line for line in text.splitlines() if line.startswith("next ")]
+        _, *command = shlex.split(told)
+        assert command[:2] == ["python", "scripts/train_image.py"]
+        cfg = composed("train_image", *command[2:])
+        assert (cfg.dataset.format, cfg.dataset.path, cfg.dataset.image_size) == ("folder", "my pictures", 8)
+        assert cfg.model.space == "latents"
+        assert (Path(cfg.model.vae) / "vae" / "config.json").is_file()

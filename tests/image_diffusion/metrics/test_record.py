@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import image_diffusion.metrics
-from image_diffusion.metrics.record import Measurement, MetricRecord, as_json, result_key, save_measurements
+from image_diffusion.metrics.record import (
+    Measurement,
+    MetricRecord,
+    add_measurements,
+    as_json,
+    read_measurements,
+    result_key,
+    save_measurements,
+)
 
 PACKAGE = Path(image_diffusion.metrics.__file__).parent
 NAMES = [
@@ -97,3 +106,38 @@ def test_measurements_as_json(tmp_path):
     assert found["a"]["record"]["n_reference"] == 20
     assert found["b"]["value"] is None
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_measurements_of_other_settings_are_added_and_none_is_lost(tmp_path):
+    def measured(value, **run):
+        settings = {"steps": 4, "guidance_scale": 1.0, **run}
+        record = MetricRecord("pixels", False, None, "none", 10, 20, "digits train", {"seed": 0}, settings)
+        return Measurement(value, record)
+
+    path = tmp_path / "results.json"
+    save_measurements(path, {"fd": measured(1.0), "kid": measured(math.nan)})  # as earlier versions wrote it
+    before = json.loads(path.read_text())
+    guided, model = measured(2.0, guidance_scale=2.0), measured(3.0)
+    assert add_measurements(path, {"fd": guided}) == {"fd guidance_scale=2.0": guided}
+    both = measured(2.5, guidance_scale=2.0, steps=9)
+    assert add_measurements(path, {"fd": both}) == {"fd steps=9, guidance_scale=2.0": both}
+    assert add_measurements(path, {"fd": model, "recall": model}) == {"fd (2)": model, "recall": model}
+    found = read_measurements(path)
+    assert {key: found[key] for key in before} == before
+    assert list(found) == ["fd", "kid", "fd guidance_scale=2.0", "fd steps=9, guidance_scale=2.0", "fd (2)", "recall"]
+    assert Measurement.from_json(found["fd guidance_scale=2.0"]) == guided
+
+    for one in (measured(1.0), guided, both, model):  # once more: the same
+        add_measurements(path, {"fd": one})
+    add_measurements(path, {"kid": measured(math.nan)})
+    assert read_measurements(path) == found
+    assert read_measurements(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": 1}', b'{"a": {"value": 1}}', b"\xff"])
+def test_a_file_of_something_else_is_left_alone(content, tmp_path):
+    path = tmp_path / "notes.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.json: holds something other than measurements"):
+        add_measurements(path, {})
+    assert path.read_bytes() == content
