@@ -93,7 +93,7 @@ def run(entry: Callable[[], None], config_name: str) -> None:
     A warning of ours is one line as well. Set HYDRA_FULL_ERROR=1 for tracebacks.
     """
     warn_in_one_line()
-    sys.argv = quote_values(sys.argv)
+    sys.argv = with_steps_as_given(quote_values(sys.argv))
     if problem := wrong_kind(sys.argv, config_name):
         fail(problem)
     if WANTS_TRACEBACKS:
@@ -116,6 +116,16 @@ def quote_values(argv: Sequence[str]) -> list[str]:
     """
     parser = OverridesParser.create()
     return [argv[0], *(_quoted(argument, parser) for argument in argv[1:])]
+
+
+def with_steps_as_given(argv: Sequence[str]) -> list[str]:
+    """Arguments with ``epochs=null`` where a preset and steps are given: its epochs would take the steps' place.
+
+    Not where epochs are given as well. As an argument it is in Hydra's record, by which a run is resumed.
+    """
+    given = {argument.lstrip("+~").partition("=")[0] for argument in argv[1:]}
+    by_hand = "preset" in given and bool(given & {"steps", "trainer.steps"}) and "epochs" not in given
+    return [*argv, "epochs=null"] if by_hand else [*argv]
 
 
 def _quoted(argument: str, parser: OverridesParser) -> str:
@@ -285,6 +295,10 @@ def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
     folders = [arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return argv
+    # Abbreviations are Hydra's, too.
+    sweep = next((arg for arg in argv[1:] if arg == "-m" or (arg[:3] == "--m" and "--multirun".startswith(arg))), None)
+    if sweep is not None:
+        fail(f"{sweep}: a sweep begins runs of its own; to go on with resume={folders[-1]}, leave it out")
     folder = Path(folders[-1])
     if not (folder / ".hydra" / "config.yaml").is_file():
         fail(f"resume={folder}: not a run folder (it holds no .hydra/config.yaml)")

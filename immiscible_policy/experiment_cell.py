@@ -171,7 +171,7 @@ def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int],
     data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text())["path"])
     held_out = data.validation if data.validation is not None else data.train
     return measure_prior_gap(
-        policy, data.train, held_out, batch_size=cfg.batch_size, precision=precision, **settings
+        policy, data.train, held_out, batch_size=cfg.trainer.batch_size, precision=precision, **settings
     ).as_dict()
 
 

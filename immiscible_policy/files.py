@@ -65,14 +65,23 @@ def file_sha256(path: Path) -> str:
 def replace_folder(source: Path, target: Path) -> None:
     """Put the finished folder ``source`` in the place of ``target``.
 
-    A folder cannot be replaced in one system call, so the old one first moves aside; readers look there too.
+    A folder cannot be replaced in one system call, so the old one first moves aside; readers look there too. Of a link
+    to a folder it is the link that is replaced.
     """
     old = set_aside(target)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    if target.exists() or target.is_symlink():
+        _remove(old)
         os.replace(target, old)
     os.replace(source, target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as that can be done; of a link to one, the link, which ``rmtree`` would leave there."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def staging_folder(target: Path) -> Path:

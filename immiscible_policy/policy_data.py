@@ -1,5 +1,6 @@
 """Demonstrations as a policy's training sees them: windows of observations and actions, and where they are from."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,13 @@ from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
-from immiscible_policy.data.sources import DemonstratorSet, goal_of, load_demonstrations, locate_demonstrations
+from immiscible_policy.data.sources import (
+    DemonstratorSet,
+    goal_of,
+    goal_setting,
+    load_demonstrations,
+    locate_demonstrations,
+)
 from immiscible_policy.data.windows import REPLAY_ARRAYS, ActionWindows, observations_from_replay, split_episodes
 from immiscible_policy.run_setup import check_dataset, is_main_process, joint_state, plain_settings, process_device
 
@@ -96,6 +103,28 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 
 
+def check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data than a run began with: the result would be of neither.
+
+    Args:
+        began_with: ``PolicyData.source`` as the run recorded it; what an older record lacks is not compared.
+        source: what was loaded now, from wherever the data lie.
+
+    Raises:
+        ValueError: they differ in number, or in how they are split; says in what.
+    """
+    changed = [
+        f"{name}={value} (began with {began_with[name]})"
+        for name, value in source.items()
+        if name != "path" and began_with.get(name, value) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"resume: the demonstrations at {source['path']} are no longer those that the run began with: "
+            f"{', '.join(changed)}; restore them, or start a new run"
+        )
+
+
 def _check_encoder(cfg: DictConfig) -> None:
     has_encoder = cfg.policy.get("encoder") is not None
     if cfg.task.obs_type == IMAGE_TYPE and not has_encoder:
@@ -125,8 +154,7 @@ def _check_goal(folder: Path, goal: tuple[float, ...]) -> None:
     """Refuse demonstrations that bring the block elsewhere than where the policy would be evaluated."""
     recorded = goal_of(folder)
     if recorded is not None and not np.allclose(recorded, goal, rtol=0, atol=1e-6):
-        wanted = ",".join(f"{value:g}" for value in recorded)
         raise ValueError(
             f"task.goal_pose={list(goal)}: the demonstrations at {folder} are for {list(recorded)}; choose others, or "
-            f"train for their goal with 'task.goal_pose=[{wanted}]'"
+            f"train for their goal with {goal_setting(recorded)}"
         )

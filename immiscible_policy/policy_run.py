@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from immiscible_policy.coupling import Coupling
+from immiscible_policy.coupling import Coupling, Warmup
 from immiscible_policy.data.windows import ActionWindows
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
@@ -20,7 +21,7 @@ from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy.coupling_fit import fit_coupling
-from immiscible_policy.policy_data import PolicyData, load_data
+from immiscible_policy.policy_data import PolicyData, check_unchanged, load_data
 from immiscible_policy.run_setup import begin_run, fit, is_main_process, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
@@ -68,6 +69,30 @@ def keep_companions(policy: DiffusionPolicy, windows: ActionWindows, batch_size:
         policy.keep_companions(*policy.coupling_inputs(batch)[:2], batch_size)
 
 
+def warn_of_late_warmup(coupling: Coupling, n_batches: int) -> None:
+    """Warn of a warm-up that a training ends before: inference would be coupled as no training noise was.
+
+    Args:
+        n_batches: of the whole training; a coupling is called once for each.
+    """
+    name = "coupling"
+    part: Coupling | None = coupling
+    while part is not None:
+        if isinstance(part, Warmup) and part.start + part.anneal_over >= n_batches:
+            if part.start >= n_batches:
+                what, never = f"{name}.start={part.start}", "all of their noise stays independent"
+            else:
+                final = ", ".join(f"{setting}={value}" for setting, value in dict(part.anneal_to or ()).items())
+                what = f"{name}.start={part.start}, {name}.anneal_over={part.anneal_over}"
+                never = f"none of them meets {final}"
+            warnings.warn(
+                f"{what}: the training has {n_batches} batches, so that {never}, while inference_coupling=warm or "
+                f"two_pass chooses as at the end of the warm-up; let it end before batch {n_batches}",
+                stacklevel=2,
+            )
+        name, part = f"{name}.coupling", getattr(part, "coupling", None)
+
+
 def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train, evaluate and summarise; returns what ``summary.json`` holds.
 
@@ -78,7 +103,10 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     final_config = EvaluationConfig(**plain_settings(cfg.evaluation))
     rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
     record = run_dir / "demonstrations.json"
-    data = load_data(cfg, json.loads(record.read_text())["path"] if resume and record.exists() else None)
+    recorded = json.loads(record.read_text()) if resume and record.exists() else None
+    data = load_data(cfg, None if recorded is None else recorded["path"])
+    if recorded is not None:
+        check_unchanged(recorded, data.source)
     policy = build_policy(cfg, data, coupling)
     if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
@@ -88,12 +116,15 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
         if settings.mode != "none":
             settings.coupling_for(policy)
     fit_coupling(coupling, policy, data.train)
-    keep_companions(policy, data.train, cfg.batch_size)
     config = trainer_config(cfg, len(data.train))
+    keep_companions(policy, data.train, config.batch_size)
+    if is_main_process():
+        warn_of_late_warmup(coupling, config.steps * config.gradient_accumulation)
     run_dir = prepare_run_dir(run_dir, cfg.device)
     rollouts = run_dir / "rollouts.jsonl"
     if is_main_process():
-        write_json(run_dir / record.name, data.source)
+        if recorded is None:
+            write_json(run_dir / record.name, data.source)
         if rollouts.is_file():  # without a line that a kill has cut off, to which the next one would be glued
             write_metrics(rollouts, read_metrics(rollouts))
 
@@ -108,7 +139,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
 
     validate = None
     if data.validation is not None:
-        validate = partial(validation_losses, dataset=data.validation, coupling=coupling, batch_size=cfg.batch_size)
+        validate = partial(validation_losses, dataset=data.validation, coupling=coupling, batch_size=config.batch_size)
     trainer = Trainer(
         policy,
         data.train,

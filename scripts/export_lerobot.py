@@ -1,6 +1,7 @@
 """Write PushT demonstrations as a LeRobot data set (version 3.0, low-dimensional), to train on with LeRobot."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
 from immiscible_policy.data.lerobot_export import TASK, export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
-from immiscible_policy.data.sources import goal_of
+from immiscible_policy.data.sources import goal_of, goal_setting
 
 EXAMPLES = """\
 examples:
@@ -37,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--goal",
         type=_pose,
         metavar="X,Y,ANGLE",
-        help="where the block belongs, pixels and radians, for next.reward (default: what the store says, or the "
-        "standard goal)",
+        help="where the block belongs, pixels and radians, for next.reward (default: what the demonstrations say, or "
+        "the standard goal); meta/info.json tells it, and training here goes by it",
     )
     return parser
 
@@ -46,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _pose(text: str) -> tuple[float, float, float]:
     try:
         x, y, angle = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (x, y, angle))):
+            raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: must be three numbers, as in 356,356,0.785") from None
     return x, y, angle
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"  lerobot-train --dataset.repo_id=local/pusht --dataset.root={output} --policy.type=diffusion"
         " --policy.push_to_hub=false --env.type=pusht --env.obs_type=environment_state_agent_pos"
     )
-    print(f"here:\n  python scripts/train_policy.py dataset.path={output}")
+    elsewhere = "" if goal == GOAL_POSE else f" {goal_setting(goal)}"
+    print(f"here:\n  python scripts/train_policy.py dataset.path={output}{elsewhere}")
     return 0
 
 

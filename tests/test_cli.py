@@ -5,12 +5,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+from composing import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from immiscible_policy import cli
 from immiscible_policy.cli import quote_values
+from immiscible_policy.run_setup import trainer_config
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,37 @@ def test_only_the_script_of_a_run_resumes_it(tmp_path: Path, capsys: pytest.Capt
         cli.point_hydra_at_resumed_run(["scripts/train_policy.py", f"resume={tmp_path}"])
     assert "a run of scripts/train_image.py, which goes on with it" in capsys.readouterr().err
     assert cli.point_hydra_at_resumed_run(["scripts/train_image.py", f"resume={tmp_path}"])[2:]
+
+
+@pytest.mark.parametrize("sweep", ["-m", "--multirun", "--multi"])
+def test_a_sweep_resumes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], sweep: str) -> None:
+    """Hydra would make new folders for its runs, which would begin at step 0."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("k: 2")
+    with pytest.raises(SystemExit):
+        cli.point_hydra_at_resumed_run(["scripts/train_policy.py", sweep, f"resume={tmp_path}"])
+    said = capsys.readouterr().err
+    assert said == f"error: {sweep}: a sweep begins runs of its own; to go on with resume={tmp_path}, leave it out\n"
+    fresh = ["scripts/train_policy.py", sweep, "resume=null", "seed=0,1"]
+    assert cli.point_hydra_at_resumed_run(fresh) == fresh
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [
+        (["preset=paper_state", "steps=100"], None),
+        (["preset=paper_state", "trainer.steps=100"], None),
+        (["preset=paper_state", "steps=100", "epochs=5"], 5),
+        (["preset=paper_state", "steps=100", "++epochs=5"], 5),
+        (["preset=paper_state"], 3000),
+        (["steps=100"], None),
+    ],
+)
+def test_steps_that_are_given_come_before_the_epochs_of_a_preset(given: list[str], epochs: int | None) -> None:
+    cfg = composed("train_policy", *cli.with_steps_as_given(["script", *given])[1:])
+    assert cfg.epochs == epochs
+    if epochs is None:
+        assert trainer_config(cfg, n_data=10_500).steps == 100
 
 
 def test_ctrl_c_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

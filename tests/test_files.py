@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from immiscible_policy.files import complete_or_absent, save_figure, write_json, write_text
+from immiscible_policy.files import (
+    complete_or_absent,
+    replace_folder,
+    save_figure,
+    set_aside,
+    staging_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -46,6 +54,28 @@ def test_figures_have_the_format_of_their_suffix(tmp_path: Path, suffix: str, st
     path = tmp_path / f"figure.{suffix}"
     save_figure(Figure(figsize=(1, 1)), path)
     assert path.read_bytes().startswith(start)
+
+
+def test_a_link_to_a_folder_is_replaced_and_can_be_again(tmp_path: Path) -> None:
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "target"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    target.symlink_to(elsewhere)
+    for name in ("first", "second"):
+        staging = staging_folder(target)
+        (staging / name).touch()
+        replace_folder(staging, target)
+        assert [path.name for path in target.iterdir()] == [name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "target"]
+    assert (elsewhere / "kept").exists()
+
+
+def test_a_link_that_was_left_aside_is_no_hindrance(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    set_aside(target).symlink_to(tmp_path)
+    replace_folder(staging_folder(target), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_json_has_null_where_a_number_is_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run on pictures, from a made-up replay store to rollouts in the real environment."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from composing import composed
+from omegaconf import OmegaConf
 
-from immiscible_policy import policy_data, policy_run
+from immiscible_policy import experiment_cell, policy_data, policy_run
+from immiscible_policy.coupling import KNN, Coupling, Mixture, Warmup
+from immiscible_policy.data.lerobot_export import export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import write_replay
 from immiscible_policy.policy import DiffusionPolicy, load_policy
 from immiscible_policy.policy_data import load_data
-from immiscible_policy.policy_run import build_policy, rollout_rules, train_policy
+from immiscible_policy.policy_run import build_policy, rollout_rules, train_policy, warn_of_late_warmup
 from immiscible_policy.training import trainer
 
 TINY = (
@@ -94,6 +98,36 @@ def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(
     again = weights(tmp_path / "killed")
     assert all(torch.equal(saved[name], again[name]) for name in saved)
     assert resumed["final"] == summary["final"]
+
+
+def test_companions_validation_and_prior_gap_are_of_the_batches_that_are_trained_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def losses(model: Any, dataset: Any, coupling: Any, batch_size: int) -> dict[str, float]:
+        sizes.append(batch_size)
+        return {}
+
+    class Gap:
+        def as_dict(self) -> dict[str, Any]:
+            return {}
+
+    def gap(*parts: Any, batch_size: int, **settings: Any) -> Gap:
+        sizes.append(batch_size)
+        return Gap()
+
+    monkeypatch.setattr(policy_run, "validation_losses", losses)
+    monkeypatch.setattr(experiment_cell, "measure_prior_gap", gap)
+    given = (*TINY, f"dataset.path={store}", "coupling=assignment", "trainer.batch_size=3")
+    cell = experiment_cell.Cell(tmp_path / "cell", {}, seed=0)
+    train_policy(composed("train_policy", *given), cell.run_dir)
+    policy = load_policy(cell.run_dir / "checkpoints" / "best")
+    assert int(policy.companion_batch_size) == 3
+    (cell.run_dir / ".hydra").mkdir()
+    OmegaConf.save(composed("train_policy", *given), cell.run_dir / ".hydra" / "config.yaml")
+    experiment_cell._prior_gap(cell, policy, {}, "fp32")
+    assert sizes == [3, 3]
 
 
 def test_crops_are_drawn_from_the_loops_generator(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +224,42 @@ def test_checkpoint_rules_are_over_all_rollouts_after_the_first_loss() -> None:
     assert rollout_rules(lines[:2]) == {}
 
 
+@pytest.mark.parametrize(
+    ("coupling", "said"),
+    [
+        (
+            Warmup(KNN(k=2), start=10),
+            "coupling.start=10: the training has 10 batches, so that all of their noise stays",
+        ),
+        (
+            Warmup(KNN(k=4), start=2, anneal_to={"k": 1}, anneal_over=8),
+            "coupling.start=2, coupling.anneal_over=8: the training has 10 batches, so that none of them meets k=1",
+        ),
+        (Mixture(Warmup(KNN(k=2), start=11), p=0.5), "coupling.coupling.start=11: the training has 10 batches"),
+        (Warmup(KNN(k=2), start=9), None),
+        (Warmup(KNN(k=4), start=2, anneal_to={"k": 1}, anneal_over=7), None),
+        (KNN(k=2), None),
+    ],
+)
+def test_a_warm_up_that_the_training_ends_before_is_warned_of(coupling: Coupling, said: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_late_warmup(coupling, 10)
+    assert [str(warning.message).startswith(said or "") for warning in caught] == [True] * (said is not None)
+    assert all(warning.category is UserWarning for warning in caught)
+
+
+def test_a_late_warm_up_is_warned_of_where_it_is_trained(store: Path, tmp_path: Path) -> None:
+    small = ("batch_size=3", "trainer.gradient_accumulation=2")
+    given = (*TINY, f"dataset.path={store}", "coupling=warmup", "coupling.start=4", *small)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_policy(composed("train_policy", *given), tmp_path / "in_time")
+    assert not any("coupling.start" in str(warning.message) for warning in caught)
+    with pytest.warns(UserWarning, match=r"coupling.start=4: the training has 4 batches"):
+        train_policy(composed("train_policy", *given, "steps=2"), tmp_path / "late")
+
+
 def test_images_are_no_demonstrations() -> None:
     with pytest.raises(ValueError, match="not of a set of demonstrations; choose one of auto, demonstrator, human"):
         load_data(composed("train_policy", "dataset=digits"))
@@ -223,3 +293,8 @@ def test_demonstrations_for_another_goal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"task.goal_pose=\[256.*are for \[356.0, 356.0, 0.5\]; choose others"):
         load_data(composed("train_policy", *given))
     assert load_data(composed("train_policy", *given, "task.goal_pose=[356,356,0.5]")).source["n_episodes"] == 1
+    exported = export_lerobot(load_replay(path), tmp_path / "set", goal_pose=(356.0, 356.0, 0.7853981))
+    given = ("task=pusht_state", "dataset.val_ratio=0", f"dataset.path={exported}")
+    # All digits, so that what it says to set is not refused in turn.
+    with pytest.raises(ValueError, match=r"train for their goal with 'task.goal_pose=\[356.0,356.0,0.7853981\]'"):
+        load_data(composed("train_policy", *given))

@@ -52,7 +52,8 @@ def load_lerobot(path: str | Path) -> ReplayData:
         also `state` (5,) agent xy, block xy, block angle in radians and `keypoint` (9, 2); `environment_state`
         (16,) if the data set has it. The pose comes from an `observation.state` of 5 (any real angle), else from
         the eight vertices (angle in [0, 2 pi)). A data set with images in place of vertices, such as
-        `lerobot/pusht`, gives `action` and `agent_pos` only. Where the goal was, a data set does not say.
+        `lerobot/pusht`, gives `action` and `agent_pos` only. Where the goal was, published ones do not say, and
+        `sources.goal_of` reads of those that were written here.
 
     Raises:
         DataError: files that are missing, truncated or damaged; a missing or mis-shaped column (with those that

@@ -1,6 +1,6 @@
 """Writer of low-dimensional LeRobot data sets, version 3.0, with the columns of `lerobot/pusht_keypoints`.
 
-    meta/info.json                               version, rate, path templates, and each column's type and shape
+    meta/info.json                               version, rate, path templates, each column's type and shape, the goal
     meta/stats.json                              of each column: min, max, mean, std, count and five quantiles
     meta/tasks.parquet                           the one task, in words
     meta/episodes/chunk-000/file-000.parquet     of each episode: length, file, first and last row, stats
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.pusht.geometry import CONTROL_HZ, GOAL_POSE, SUCCESS_COVERAGE, coverage_batch
+from envs.pusht.geometry import CONTROL_HZ, GOAL_POSE, SUCCESS_COVERAGE, Pose, coverage_batch
 from envs.pusht.vertices import BLOCK_VERTICES, vertices_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, is_lerobot
@@ -62,7 +62,7 @@ def export_lerobot(
     *,
     force: bool = False,
     task: str = TASK,
-    goal_pose: tuple[float, float, float] = GOAL_POSE,
+    goal_pose: Pose = GOAL_POSE,
     file_size_mb: int = 100,
 ) -> Path:
     """Write recorded PushT steps as a LeRobot data set; nothing appears at `output` before all of it is written.
@@ -77,7 +77,7 @@ def export_lerobot(
         output: the data set's folder; parents are made.
         force: replace a LeRobot data set that is there; never anything else.
         task: what the agent was to do, in words.
-        goal_pose: x, y in pixels and angle of the goal that the rewards are for.
+        goal_pose: x, y in pixels and angle of the goal that the rewards are for; `meta/info.json` says it.
         file_size_mb: a new data file is begun where the steps in one would exceed this size, at least 1.
 
     Returns:
@@ -98,7 +98,7 @@ def export_lerobot(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
         new = Path(folder) / "new"
-        _write(new, columns, replay.episode_ends, task, file_size_mb)
+        _write(new, columns, replay.episode_ends, task, file_size_mb, goal_pose)
         _replace(output, new, set_aside=Path(folder) / "replaced")
     return output
 
@@ -126,7 +126,7 @@ def _refuse_existing(output: Path, force: bool) -> None:
         raise FileExistsError(f"{output} exists already and is no LeRobot data set; only such a one can be replaced")
 
 
-def _step_columns(replay: ReplayData, goal_pose: tuple[float, float, float]) -> dict[str, np.ndarray]:
+def _step_columns(replay: ReplayData, goal_pose: Pose) -> dict[str, np.ndarray]:
     """Every column but the file's, (n_steps, width) or (n_steps,), in its own type."""
     state, ends = replay.arrays["state"], replay.episode_ends
     lengths = np.diff(ends, prepend=0)
@@ -152,7 +152,7 @@ def _step_columns(replay: ReplayData, goal_pose: tuple[float, float, float]) -> 
     return {name: columns[name].astype(dtype) for name, (dtype, _, _) in _COLUMNS.items()}
 
 
-def _write(folder: Path, columns: Columns, ends: np.ndarray, task: str, file_size_mb: int) -> None:
+def _write(folder: Path, columns: Columns, ends: np.ndarray, task: str, file_size_mb: int, goal_pose: Pose) -> None:
     stops = ends.tolist()
     starts = [0, *stops[:-1]]
     step_size = sum(values[:1].nbytes for values in columns.values())
@@ -183,7 +183,9 @@ def _write(folder: Path, columns: Columns, ends: np.ndarray, task: str, file_siz
     _write_parquet(folder / "meta" / "episodes" / first, [pa.Table.from_pylist(episodes)])
     _write_parquet(folder / "meta" / "tasks.parquet", [_tasks_table(task)])
     _write_json(folder / "meta" / "stats.json", _stats(columns))
-    _write_json(folder / INFO, _info(len(stops), stops[-1], file_size_mb))
+    # LeRobot has no entry for the goal, and passes over what it does not know.
+    goal = [float(value) for value in goal_pose]
+    _write_json(folder / INFO, {**_info(len(stops), stops[-1], file_size_mb), "goal_pose": goal})
 
 
 def _file_numbers(sizes: list[int], file_size_mb: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data.generate import generate_demonstrations
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
-from immiscible_policy.data.replay import ReplayData, load_replay
+from immiscible_policy.data.lerobot_files import read_info
+from immiscible_policy.data.replay import DataError, ReplayData, load_replay
 from immiscible_policy.data.replay_writer import read_attributes
 
 
@@ -67,10 +68,27 @@ def locate_demonstrations(
 
 
 def goal_of(path: str | Path) -> Pose | None:
-    """The goal pose (x, y in pixels, angle) that the demonstrations of a store are for; None where it does not say."""
+    """The goal pose (x, y in pixels, angle) that demonstrations are for; None where they do not say.
+
+    Stores of this package say, and LeRobot data sets that it wrote.
+
+    Raises:
+        DataError: there are none, or what they say is no pose.
+    """
     path = Path(path).expanduser()
-    goal = None if is_lerobot(path) else read_attributes(path).get("goal_pose")
-    return None if goal is None else (float(goal[0]), float(goal[1]), float(goal[2]))
+    goal = (read_info(path) if is_lerobot(path) else read_attributes(path)).get("goal_pose")
+    if goal is None:
+        return None
+    try:
+        x, y, angle = (float(value) for value in goal)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: goal_pose is {goal!r}; allowed: three numbers, x, y and an angle") from None
+    return x, y, angle
+
+
+def goal_setting(goal: Pose) -> str:
+    """The setting of `scripts/train_policy.py` for a goal, as it is given on a command line."""
+    return f"'task.goal_pose=[{','.join(map(str, goal))}]'"
 
 
 def load_demonstrations(path: Path, arrays: tuple[str, ...], n_episodes: int | None = None) -> ReplayData:

@@ -89,7 +89,8 @@ def export_policy(
         ValueError: an argument is wrong, or the objective's sampler cannot be recorded (``SamplerNotRecordable``).
         ExportError: the check failed; nothing was written.
     """
-    folder, steps = Path(folder), policy.num_inference_steps if num_inference_steps is None else num_inference_steps
+    steps = policy.num_inference_steps if num_inference_steps is None else num_inference_steps
+    named, folder = Path(folder), Path(folder).resolve()  # a link stays, and what it leads to is replaced
     _check_arguments(policy, folder, steps, format, batch)
     InferenceCoupling(noise_scale=noise_scale)  # which refuses what is not allowed
     if any(module.training for module in policy.modules()):
@@ -112,7 +113,7 @@ def export_policy(
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Export(folder, files, check)
+    return Export(named, files, check)
 
 
 def check_export(policy: DiffusionPolicy, folder: Path, steps: int, batch: int | str, progress: bool = False) -> Check:
@@ -172,3 +173,5 @@ def _check_arguments(policy: DiffusionPolicy, folder: Path, steps: int, format: 
         raise ValueError("the policy has no action ranges: it was never fitted to data")
     if folder.exists() and not (folder.is_dir() and ((folder / "policy.json").is_file() or not any(folder.iterdir()))):
         raise ValueError(f"folder {folder}: exists and is no exported policy; nothing was changed")
+    if Path.cwd().is_relative_to(folder):
+        raise ValueError(f"folder {folder}: is or holds the working folder, which cannot be replaced; choose another")

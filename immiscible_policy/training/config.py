@@ -21,7 +21,7 @@ class TrainerConfig:
         optimizer: adamw | adam | radam.
         learning_rate, betas, weight_decay: of the optimiser (adam, radam: of the plain kind, added to the gradient).
         lr_schedule, warmup_steps: diffusers' schedule by name, and its linear warm-up.
-        gradient_clip: largest global gradient norm; None clips nothing.
+        gradient_clip: largest global gradient norm, above 0; None (null on the command line) clips nothing.
         ema_warmup: how the decay of the weights' moving average grows up to ``ema_max_decay``: power: 1 - (1 +
             step)^-``ema_power`` | ratio: (1 + step) / (10 + step), as in many image trainers | none: not at all.
         ema_power, ema_max_decay: see there.
@@ -79,6 +79,8 @@ class TrainerConfig:
         for name in ("learning_rate", "ema_power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip={self.gradient_clip}: must be positive, or null to clip nothing")
         if self.compile not in COMPILE_MODES:
             modes = ", ".join(str(mode).lower() for mode in COMPILE_MODES)
             raise ValueError(f"compile={self.compile!r}: choose one of {modes}")

@@ -110,6 +110,8 @@ class Trainer:
                 f"batch_size={config.batch_size}{accumulated} on {self.accelerator.num_processes} processes needs at "
                 f"least {self._global_batch} data, the dataset has {len(dataset)}"
             )
+        # By all names, of which weights that modules share have several.
+        self._averaged = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         self.ema_model: Any = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         optimizer = build_optimizer(model, config)
         self.bare_model = model  # which prepare may wrap
@@ -261,8 +263,14 @@ class Trainer:
         }
 
     def averaged_model(self) -> Any:
-        """The model with the moving-average weights of this moment, in evaluation mode."""
-        self.ema.copy_to(list(self.ema_model.parameters()))
+        """The model with the moving-average weights of this moment, in evaluation mode.
+
+        What has no average, frozen weights and buffers, is the trained model's own.
+        """
+        self.ema.copy_to([p for name, p in self.ema_model.named_parameters() if name in self._averaged])
+        # Not the copy's, which was made before a checkpoint was loaded.
+        own = self.bare_model.state_dict().items()
+        self.ema_model.load_state_dict({n: v for n, v in own if n not in self._averaged}, strict=False)
         return self.ema_model
 
     def _assess(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Which demonstrations are taken, what is said about it, and how much of them is read."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data import sources
 from immiscible_policy.data.lerobot_export import export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
-from immiscible_policy.data.sources import DemonstratorSet, load_demonstrations, locate_demonstrations
+from immiscible_policy.data.sources import DemonstratorSet, goal_of, load_demonstrations, locate_demonstrations
 
 Arrays = dict[str, np.ndarray]
 MakeStore = Callable[..., Arrays]
@@ -139,6 +140,20 @@ def test_lerobot_folders_are_read_whole(make_store: MakeStore, tmp_path: Path) -
     assert {"action", "state", "keypoint"} <= set(read.arrays)
     np.testing.assert_allclose(read.arrays["action"], replay.arrays["action"])
     assert load_demonstrations(path, ("action",), 2).n_steps == 21
+
+
+def test_lerobot_folders_say_their_goal_where_they_were_written_here(make_store: MakeStore, tmp_path: Path) -> None:
+    make_store(tmp_path / "store.zarr")
+    folder = export_lerobot(load_replay(tmp_path / "store.zarr"), tmp_path / "set", goal_pose=(300.0, 200.0, 0.5))
+    assert goal_of(folder) == (300.0, 200.0, 0.5)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    for said in ([1.0, 2.0], "north", 3):
+        (folder / "meta" / "info.json").write_text(json.dumps({**info, "goal_pose": said}))
+        with pytest.raises(DataError, match=r"goal_pose is .*; allowed: three numbers, x, y and an angle"):
+            goal_of(folder)
+    del info["goal_pose"]
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    assert goal_of(folder) is None
 
 
 def test_what_is_missing_says_how_to_get_it(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from envs.pusht.geometry import GOAL_POSE
 from immiscible_policy.data.lerobot import load_lerobot
 from immiscible_policy.data.replay_writer import write_replay
+from immiscible_policy.data.sources import goal_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_lerobot.py"
 
@@ -91,7 +93,26 @@ def test_rewards_are_for_the_goal_that_the_store_names(tmp_path, main, given):
     assert (rewards == [1.0, 1.0]) is not bool(given)
 
 
-def test_a_goal_that_is_no_pose_is_refused(store, main, capsys):
+def test_the_goal_goes_on_with_the_set_and_into_the_command_that_trains_on_it(tmp_path, main, capsys):
+    state = np.tile(np.array([50.0, 50.0, 356.0, 356.0, 0.785], np.float32), (2, 1))
+    episode = {"state": state, "action": state[:, :2], "keypoint": np.zeros((2, 9, 2))}
+    write_replay(tmp_path / "elsewhere.zarr", [episode], {"goal_pose": [356.0, 356.0, 0.7853981]})
+    first, again = tmp_path / "set", tmp_path / "again"
+    for source, output in ((tmp_path / "elsewhere.zarr", first), (first, again)):
+        assert main([str(source), "--output", str(output)]) == 0
+        assert goal_of(output) == (356.0, 356.0, 0.7853981)
+        command = f"train_policy.py dataset.path={output} 'task.goal_pose=[356.0,356.0,0.7853981]'\n"
+        assert capsys.readouterr().out.endswith(command)
+
+
+def test_the_standard_goal_needs_no_setting(tmp_path, store, main, capsys):
+    assert main([str(store), "--output", str(tmp_path / "set")]) == 0
+    assert capsys.readouterr().out.endswith(f"train_policy.py dataset.path={tmp_path / 'set'}\n")
+    assert goal_of(tmp_path / "set") == GOAL_POSE
+
+
+@pytest.mark.parametrize("goal", ["1,2", "nan,1,2"])
+def test_a_goal_that_is_no_pose_is_refused(store, main, capsys, goal):
     with pytest.raises(SystemExit):
-        main([str(store), "--output", "new", "--goal", "1,2"])
-    assert "'1,2': must be three numbers, as in 356,356,0.785" in capsys.readouterr().err
+        main([str(store), "--output", "new", "--goal", goal])
+    assert f"'{goal}': must be three numbers, as in 356,356,0.785" in capsys.readouterr().err

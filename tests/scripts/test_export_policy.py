@@ -95,6 +95,26 @@ def test_errors_are_one_line(changes: list[str], message: str, run_folder: Path,
     assert not (run_folder / "new").exists()
 
 
+def test_an_export_goes_where_a_link_leads_time_and_again(run_folder: Path, tmp_path: Path, main, capsys) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    for steps in (1, 2):
+        arguments = [str(run_folder), "--output", str(link), "--num-inference-steps", str(steps), "--batch", "1"]
+        assert main(arguments) == 0
+        assert f"try it: python {link / 'run_policy.py'}" in capsys.readouterr().out
+        assert json.loads((elsewhere / "policy.json").read_text())["num_inference_steps"] == steps
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+
+
+def test_the_working_folder_is_not_replaced(run_folder: Path, tmp_path: Path, main, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run_folder), "--output", "."]) == 1
+    said = f"error: folder {tmp_path}: is or holds the working folder, which cannot be replaced; choose another\n"
+    assert capsys.readouterr().err == said
+
+
 def test_what_is_no_policy_is_named(tmp_path: Path, main, capsys) -> None:
     assert main([str(tmp_path), "--output", str(tmp_path / "new")]) == 1
     assert "neither a policy folder" in capsys.readouterr().err

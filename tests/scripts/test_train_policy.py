@@ -351,6 +351,28 @@ def test_a_resumed_run_goes_on_with_the_demonstrations_that_it_began_with(
     assert f"error: no demonstrations at {HUMAN}" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_demonstrations_that_have_grown(
+    run_script, store: Path, tmp_path: Path, make_store, capsys
+) -> None:
+    assert run_script("train_policy", *tiny(store, "run", "steps=4", "evaluation.n_videos=0")) == 0
+    run_dir = tmp_path / "run"
+    summary, record = (json.loads((run_dir / name).read_text()) for name in ("summary.json", "demonstrations.json"))
+    (run_dir / "summary.json").unlink()
+    make_store(store, lengths=(40, 30, 25, 20))
+    capsys.readouterr()
+    assert run_script("train_policy", "resume=run") == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "n_episodes=4 (began with 3), n_steps=115 (began with 95); restore them, or start a new run" in said
+    assert json.loads((run_dir / "demonstrations.json").read_text()) == record
+    make_store(store, lengths=(40, 30, 25))
+    # Records of earlier versions say less.
+    (run_dir / "demonstrations.json").write_text(json.dumps({"path": str(store), "n_episodes": 3}))
+    assert run_script("train_policy", "resume=run") == 0
+    assert json.loads((run_dir / "summary.json").read_text())["final"] == summary["final"]
+    assert json.loads((run_dir / "demonstrations.json").read_text()) == {"path": str(store), "n_episodes": 3}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

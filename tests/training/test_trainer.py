@@ -238,6 +238,54 @@ def test_averaged_weights_are_those_of_the_library(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
+class Scaled(nn.Module):
+    """A layer before the trained one and a buffer, neither of which is trained."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder, self.head = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, batch: Mapping[str, Tensor], coupling: Coupling, generator: torch.Generator) -> Tensor:
+        return (self.head(self.encoder(batch["data"])) * self.scale - 1).square().mean()
+
+    def save_pretrained(self, folder: Path) -> None:
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+
+
+def test_the_average_of_a_partly_frozen_model_is_of_the_layers_that_are_trained(tmp_path: Path) -> None:
+    run = trainer(tmp_path, model=Scaled())
+    run.fit()
+    averaged = run.averaged_model()
+    assert torch.equal(averaged.encoder.weight, Scaled().encoder.weight)
+    for found, average in zip(averaged.head.parameters(), run.ema.shadow_params, strict=True):
+        assert torch.equal(found, average)
+    assert not torch.equal(averaged.head.weight, Scaled().head.weight)
+
+
+def test_weights_that_layers_share_are_averaged_under_every_name(tmp_path: Path) -> None:
+    model = Scaled()
+    model.last = model.head
+    run = trainer(tmp_path, model=model)
+    run.fit()
+    assert torch.equal(run.averaged_model().last.weight, run.ema.shadow_params[0])
+
+
+def test_a_resumed_average_has_the_buffers_and_frozen_weights_of_the_checkpoint(tmp_path: Path) -> None:
+    """Actions are mapped by buffers: with others the averaged weights would be another policy's."""
+    first = trainer(tmp_path, model=Scaled())
+    first.step = 10
+    first.save()
+    other = Scaled(scale=5.0)
+    nn.init.zeros_(other.encoder.weight)
+    second = trainer(tmp_path, model=other)
+    second.resume()
+    averaged = second.averaged_model()
+    assert float(averaged.scale) == 1.0
+    assert torch.equal(averaged.encoder.weight, first.bare_model.encoder.weight)
+
+
 class Mean(nn.Module):
     """Fits a point to the data without drawing anything; the loss of a batch is a mean over it."""
 
@@ -522,6 +570,9 @@ def test_too_small_a_dataset_is_refused(tmp_path: Path) -> None:
         ("steps", 0, "steps=0: must be an integer of at least 1"),
         ("batch_size", -1, "batch_size=-1"),
         ("learning_rate", 0.0, "learning_rate=0.0: must be positive"),
+        ("gradient_clip", 0, "gradient_clip=0: must be positive, or null to clip nothing"),
+        ("gradient_clip", -1.0, "gradient_clip=-1.0: must be positive"),
+        ("gradient_clip", float("nan"), "gradient_clip=nan: must be positive"),
         ("lr_schedule", "cos", "lr_schedule='cos': choose one of"),
         ("optimizer", "sgd", "optimizer='sgd': choose one of adamw, adam, radam"),
         ("ema_warmup", "ramp", "ema_warmup='ramp': choose one of power, ratio, none"),
