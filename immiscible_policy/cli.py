@@ -123,9 +123,13 @@ def with_steps_as_given(argv: Sequence[str]) -> list[str]:
 
     Not where epochs are given as well. As an argument it is in Hydra's record, by which a run is resumed.
     """
-    given = {argument.lstrip("+~").partition("=")[0] for argument in argv[1:]}
-    by_hand = "preset" in given and bool(given & {"steps", "trainer.steps"}) and "epochs" not in given
-    return [*argv, "epochs=null"] if by_hand else [*argv]
+    # What has no value is what an option of Hydra's takes, as in -p epochs.
+    names = [arg.lstrip("+~").partition("=")[0] if "=" in arg or arg.startswith("~") else "" for arg in argv]
+    steps = [position for position, name in enumerate(names) if name in ("steps", "trainer.steps")]
+    if not steps or "preset" not in names or "epochs" in names:
+        return [*argv]
+    # Beside them, for Hydra takes settings from one place only: none after an option.
+    return [*argv[: steps[0] + 1], "epochs=null", *argv[steps[0] + 1 :]]
 
 
 def _quoted(argument: str, parser: OverridesParser) -> str:

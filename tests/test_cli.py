@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from composing import composed
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +127,19 @@ def test_steps_that_are_given_come_before_the_epochs_of_a_preset(given: list[str
     assert cfg.epochs == epochs
     if epochs is None:
         assert trainer_config(cfg, n_data=10_500).steps == 100
+
+
+@pytest.mark.parametrize("options", [["-m"], ["--cfg", "job", "-p", "epochs"]])
+def test_options_of_hydra_may_follow_steps_that_are_given(options: list[str]) -> None:
+    given = ["preset=paper_state", "steps=100"]
+    (_, *arguments) = cli.with_steps_as_given(["script", *given, *options])
+    assert arguments == [*given, "epochs=null", *options]
+    assert get_args_parser().parse_args(arguments).overrides == [*given, "epochs=null"]
+
+
+def test_epochs_that_are_taken_out_need_no_value() -> None:
+    removed = ["script", "preset=paper_state", "steps=100", "~epochs"]
+    assert cli.with_steps_as_given(removed) == removed
 
 
 def test_ctrl_c_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
