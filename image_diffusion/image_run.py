@@ -149,7 +149,7 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     validate = None
     if test_source is not None:
         held_out = model.training_set(load_images(test_source), memory_limit, device)
-        validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=cfg.batch_size)
+        validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=config.batch_size)
     key = result_key("fd", extractor.name, monitor.n_samples, len(data), extractor.canonical)
     trainer = Trainer(
         model,

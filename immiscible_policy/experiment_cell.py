@@ -168,7 +168,7 @@ def _prior_gap(cell: Cell, policy: DiffusionPolicy, settings: Mapping[str, int],
     cfg = OmegaConf.load(cell.run_dir / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
     cfg.device = str(policy.device)  # where it was trained there may be others
-    data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text())["path"])
+    data = load_data(cfg, json.loads((cell.run_dir / "demonstrations.json").read_text()))
     held_out = data.validation if data.validation is not None else data.train
     return measure_prior_gap(
         policy, data.train, held_out, batch_size=cfg.trainer.batch_size, precision=precision, **settings

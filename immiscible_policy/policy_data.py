@@ -39,13 +39,17 @@ class PolicyData:
     source: dict[str, Any]
 
 
-def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
+def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> PolicyData:
     """The demonstrations of ``cfg.dataset`` as the task of ``cfg.task`` observes them.
 
-    A resumed run goes on with the path that it began with, whatever has been downloaded since.
+    A run that has begun goes on with the path that it began with, whatever has been downloaded since.
+
+    Args:
+        began_with: ``PolicyData.source`` as a run recorded it; what an older record lacks is not compared.
 
     Raises:
-        ValueError: they are for another goal than the task's.
+        ValueError: they are for another goal than the task's, or others by now than the run began with, in number or in
+            how they are split.
     """
     check_dataset(cfg, "demonstrator", "demonstrations")
     dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
@@ -53,8 +57,8 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
     if dataset.demonstrator is not None:
         generated = DemonstratorSet(**plain_settings(dataset.demonstrator), goal_pose=tuple(cfg.task.goal_pose))
     if began_with is not None and path is None:
-        made = generated is not None and Path(generated.path).expanduser() == Path(began_with)
-        path, human = (None, None) if made else (began_with, None)
+        made = generated is not None and Path(generated.path).expanduser() == Path(began_with["path"])
+        path, human = (None, None) if made else (began_with["path"], None)
     _check_encoder(cfg)
     needed = ("action", *REPLAY_ARRAYS.get(cfg.task.obs_type, ("state",)))
     together = joint_state(cfg.device)
@@ -100,19 +104,13 @@ def load_data(cfg: DictConfig, began_with: str | None = None) -> PolicyData:
         "split_seed": dataset.split_seed,
         "max_train_episodes": dataset.max_train_episodes,
     }
+    if began_with is not None:
+        _check_unchanged(began_with, source)
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
 
 
-def check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data than a run began with: the result would be of neither.
-
-    Args:
-        began_with: ``PolicyData.source`` as the run recorded it; what an older record lacks is not compared.
-        source: what was loaded now, from wherever the data lie.
-
-    Raises:
-        ValueError: they differ in number, or in how they are split; says in what.
-    """
+def _check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Refuse other data than a run began with: what came of both would be of neither."""
     changed = [
         f"{name}={value} (began with {began_with[name]})"
         for name, value in source.items()
@@ -120,7 +118,7 @@ def check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) ->
     ]
     if changed:
         raise ValueError(
-            f"resume: the demonstrations at {source['path']} are no longer those that the run began with: "
+            f"the demonstrations at {source['path']} are no longer those that the run began with: "
             f"{', '.join(changed)}; restore them, or start a new run"
         )
 

@@ -21,7 +21,7 @@ from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
 from immiscible_policy.policy import DiffusionPolicy
 from immiscible_policy.policy.coupling_fit import fit_coupling
-from immiscible_policy.policy_data import PolicyData, check_unchanged, load_data
+from immiscible_policy.policy_data import PolicyData, load_data
 from immiscible_policy.run_setup import begin_run, fit, is_main_process, plain_settings, prepare_run_dir, trainer_config
 from immiscible_policy.training import Trainer
 from immiscible_policy.training.checkpoint import saved_models
@@ -104,9 +104,7 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
     record = run_dir / "demonstrations.json"
     recorded = json.loads(record.read_text()) if resume and record.exists() else None
-    data = load_data(cfg, None if recorded is None else recorded["path"])
-    if recorded is not None:
-        check_unchanged(recorded, data.source)
+    data = load_data(cfg, recorded)
     policy = build_policy(cfg, data, coupling)
     if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")

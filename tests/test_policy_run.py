@@ -128,6 +128,10 @@ def test_companions_validation_and_prior_gap_are_of_the_batches_that_are_trained
     OmegaConf.save(composed("train_policy", *given), cell.run_dir / ".hydra" / "config.yaml")
     experiment_cell._prior_gap(cell, policy, {}, "fp32")
     assert sizes == [3, 3]
+    record = cell.run_dir / "demonstrations.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "n_episodes": 99}))
+    with pytest.raises(ValueError, match=r"no longer those that the run began with: n_episodes=\d+ \(began with 99\)"):
+        experiment_cell._prior_gap(cell, policy, {}, "fp32")
 
 
 def test_crops_are_drawn_from_the_loops_generator(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,6 @@ def mode_rows(results: Results, fixed: dict[str, Any], baseline: str) -> Rows:
         differences = [_mean_difference(own[seed], plain[seed]) for seed in own if seed in plain]
         pairs = [[value] for value in differences if value is not None]
         difference = mean_t(np.array(pairs)) if pairs else None
-
         of_all = {name: of_seeds(found.n, len(runs)) for name, found in measures.items()}
         cells = [percent_cell(measures["p_clockwise"]) + of_all["p_clockwise"]]
         cells += [plain_cell(measures["entropy"]) + of_all["entropy"]]

@@ -230,14 +230,14 @@ def test_validation_looks_at_some_of_the_test_images(
 ) -> None:
     found = []
 
-    def losses(model: torch.nn.Module, dataset: ImageDataset, **options: object) -> dict[str, float]:
-        found.append((len(dataset), dataset.source["split"]))
+    def losses(model: torch.nn.Module, dataset: ImageDataset, batch_size: int, **options: object) -> dict[str, float]:
+        found.append((len(dataset), dataset.source["split"], batch_size))
         return {}
 
     monkeypatch.setattr(image_run, "validation_losses", losses)
     limits = (f"dataset.max_items={max_items or 'null'}", f"validate_on={validate_on or 'null'}")
-    train_images(composed("train_image", *TINY, *limits), tmp_path)
-    assert found == [(expected, "test")]
+    train_images(composed("train_image", *TINY, *limits, "trainer.batch_size=6"), tmp_path)
+    assert found == [(expected, "test", 6)]  # in the batches that are trained on
 
 
 @pytest.mark.parametrize("method", choices("method"))

@@ -28,6 +28,19 @@ def model(channels: int = 3, **options: Any) -> PixelModel:
     return PixelModel(4, channels, UNET, {"name": "flow_matching"}, num_inference_steps=2, **options).eval()
 
 
+def seeds_asked_of(trained: PixelModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list to which every seed is added that the model draws from now on."""
+    asked: list[int] = []
+    sample = trained.sample
+
+    def counted(seeds: list[int], **options: Any) -> torch.Tensor:
+        asked.extend(seeds)
+        return sample(seeds, **options)
+
+    monkeypatch.setattr(trained, "sample", counted)
+    return asked
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_files_hold_the_images_of_their_seeds(channels: int, tmp_path: Path) -> None:
     trained = model(channels)
@@ -49,14 +62,7 @@ def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: 
     whole = load_pictures(save_samples(trained, range(6), tmp_path / "whole", progress=False))
     part = save_samples(trained, [0, 1, 2, 3], tmp_path / "part", progress=False)
     part[2].unlink()
-    asked: list[int] = []
-    sample = trained.sample
-
-    def counted(seeds: list[int], **options: Any) -> torch.Tensor:
-        asked.extend(seeds)
-        return sample(seeds, **options)
-
-    monkeypatch.setattr(trained, "sample", counted)
+    asked = seeds_asked_of(trained, monkeypatch)
     again = load_pictures(save_samples(trained, range(6), tmp_path / "part", progress=False))
     assert asked == [2, 4, 5]
     assert int((again.int() - whole.int()).abs().max()) <= 1
@@ -64,14 +70,7 @@ def test_a_stopped_call_makes_only_what_is_missing(tmp_path: Path, monkeypatch: 
 
 def test_an_npz_is_extended_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = model()
-    asked: list[int] = []
-    sample = trained.sample
-
-    def counted(seeds: list[int], **options: Any) -> torch.Tensor:
-        asked.extend(seeds)
-        return sample(seeds, **options)
-
-    monkeypatch.setattr(trained, "sample", counted)
+    asked = seeds_asked_of(trained, monkeypatch)
 
     def save(*seeds: int, name: str = "npz", **options: Any) -> tuple[np.ndarray, list[int], list[int]]:
         """Images and seeds of the file, and the seeds that were drawn for it."""
