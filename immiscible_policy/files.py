@@ -5,9 +5,10 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,42 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextmanager
+def alone(path: Path, other: str = "another process that writes") -> Iterator[None]:
+    """Wait until no other process is alone with ``path``, and let no other begin before the end.
+
+    The lock, a file beside ``path``, goes with the process that has it, however that ends. Where the system has no such
+    locks, on Windows, nobody waits.
+
+    Args:
+        other: who is waited for, as it is said on stderr.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {other} at {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Who had it before has removed it: then this lock keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samefile(file.fileno(), lock):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink()
+        file.close()
 
 
 def file_sha256(path: Path) -> str:

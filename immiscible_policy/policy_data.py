@@ -48,8 +48,8 @@ def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> P
         began_with: ``PolicyData.source`` as a run recorded it; what an older record lacks is not compared.
 
     Raises:
-        ValueError: they are for another goal than the task's, or others by now than the run began with, in number or in
-            how they are split.
+        ValueError: they are for another goal than the task's, or others by now than the run began with, in what they
+            hold (pictures are not compared) or in how they are split.
     """
     check_dataset(cfg, "demonstrator", "demonstrations")
     dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
@@ -100,6 +100,7 @@ def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> P
         "path": str(folder),
         "n_episodes": replay.n_episodes,
         "n_steps": replay.n_steps,
+        "sha256": replay.sha256([name for name in replay.arrays if name != "img"]),
         "val_ratio": dataset.val_ratio,
         "split_seed": dataset.split_seed,
         "max_train_episodes": dataset.max_train_episodes,

@@ -1,6 +1,8 @@
 """Files that are whole or not there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,23 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
         assert partial.parent == path.parent
         assert partial.suffix == ".tmp"
     assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_writers_take_turns_and_leave_no_lock(tmp_path: Path) -> None:
+    """Each reads the number and writes one more, as often as it is asked to: none of it may be lost."""
+    path = tmp_path / "folder" / "number.json"
+    turns = """
+import json, sys, pathlib
+from immiscible_policy.files import alone, write_json
+path = pathlib.Path(sys.argv[1])
+for _ in range(60):
+    with alone(path):
+        write_json(path, json.loads(path.read_text()) + 1 if path.exists() else 1)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", turns, str(path)], stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert json.loads(path.read_text()) == 180
     assert list(path.parent.iterdir()) == [path]
 
 

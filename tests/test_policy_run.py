@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from composing import composed
 from omegaconf import OmegaConf
 
@@ -129,8 +130,14 @@ def test_companions_validation_and_prior_gap_are_of_the_batches_that_are_trained
     experiment_cell._prior_gap(cell, policy, {}, "fp32")
     assert sizes == [3, 3]
     record = cell.run_dir / "demonstrations.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "n_episodes": 99}))
+    began = json.loads(record.read_text())
+    record.write_text(json.dumps({**began, "n_episodes": 99}))
     with pytest.raises(ValueError, match=r"no longer those that the run began with: n_episodes=\d+ \(began with 99\)"):
+        experiment_cell._prior_gap(cell, policy, {}, "fp32")
+    record.write_text(json.dumps(began))
+    moved = zarr.open_group(store, mode="r+")["data/action"]
+    moved[3] = moved[3] + 1.0
+    with pytest.raises(ValueError, match=rf"sha256=\w{{64}} \(began with {began['sha256']}\)"):
         experiment_cell._prior_gap(cell, policy, {}, "fp32")
 
 

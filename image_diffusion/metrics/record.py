@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.files import finite, write_json
+from immiscible_policy.files import alone, finite, write_json
 
 # Published distances compare this many generated images, with a reference no smaller.
 CANONICAL_N = 50_000
@@ -122,7 +122,7 @@ def read_measurements(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def add_measurements(path: str | Path, measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
-    """Add measurements to those in a file, of which none is lost; atomically.
+    """Add measurements to those in a file, of which none is lost, whoever else adds to it; atomically.
 
     One whose key the file has already, from other settings, goes under the key with the settings that differ, such as
     ``fd_pixels_500 guidance_scale=2.0``. Where the settings are the same and the number is another, as of another model
@@ -135,16 +135,16 @@ def add_measurements(path: str | Path, measurements: Mapping[str, Measurement]) 
         ValueError: the file holds something else.
     """
     path = Path(path)
-    content = read_measurements(path)
     placed = {}
-    for key, measurement in measurements.items():
-        one = json.loads(json.dumps(measurement.to_json()))
-        name = key + _difference(content.get(key, one)["record"], one["record"])
-        names = chain([name], (f"{name} ({number})" for number in count(2)))
-        free = next(name for name in names if content.get(name, one) == one)
-        content[free], placed[free] = one, measurement
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
+    with alone(path):
+        content = read_measurements(path)
+        for key, measurement in measurements.items():
+            one = json.loads(json.dumps(measurement.to_json()))
+            name = key + _difference(content.get(key, one)["record"], one["record"])
+            names = chain([name], (f"{name} ({number})" for number in count(2)))
+            free = next(name for name in names if content.get(name, one) == one)
+            content[free], placed[free] = one, measurement
+        write_json(path, content)
     return placed
 
 

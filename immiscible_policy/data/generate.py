@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import count
 from multiprocessing.pool import Pool
@@ -27,6 +27,7 @@ from envs.pusht.vertices import points_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.replay import DataError, load_replay
 from immiscible_policy.data.replay_writer import ReplayWriter, read_attributes
+from immiscible_policy.files import alone
 
 # Changes when the same seed would give other demonstrations.
 VERSION = 1
@@ -74,7 +75,7 @@ def generate_demonstrations(
     attributes = _attributes(seed, images, (x, y, angle))
     # Without a writer: another process may be extending what is long enough here.
     if _episodes_there(path, attributes) < n_episodes:
-        with _alone(path):
+        with alone(path, "another process that makes demonstrations"):
             _extend(path, attributes, n_episodes, _Attempts(seed, (x, y, angle), processes), progress)
     return path
 
@@ -236,35 +237,3 @@ def _attempts_made(path: Path, seed: int) -> int:
             if number > 10 * (replay.n_episodes + 10):
                 raise DataError(f"{path}: episode {episode} does not start at a state of seed {seed}")
     return number
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process writes to the store at `path`, and lets no other begin before the end.
-
-    The lock goes with the process that has it, however that ends.
-    """
-    if sys.platform == "win32":  # has no fcntl
-        yield
-        return
-    import fcntl
-
-    lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = lock.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that makes demonstrations at {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # Who had it before has removed it: then this lock keeps nobody out.
-        with suppress(FileNotFoundError):
-            if os.path.samefile(file.fileno(), lock):
-                break
-        file.close()
-    try:
-        yield
-    finally:
-        lock.unlink()
-        file.close()

@@ -7,6 +7,7 @@ without a complaint. This reader therefore counts chunks before it reads, and ch
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,20 @@ class ReplayData:
         index %= self.n_episodes
         start = int(self.episode_ends[index - 1]) if index > 0 else 0
         return slice(start, int(self.episode_ends[index]))
+
+    def sha256(self, names: Sequence[str]) -> str:
+        """What the named arrays and the ends of the episodes hold, as a hexadecimal digest.
+
+        It is of the numbers as they were read: the same on every machine, whatever the store's format and chunks.
+        """
+        digest = hashlib.sha256()
+        for name, values in (
+            ("episode_ends", self.episode_ends),
+            *((name, self.arrays[name]) for name in sorted(names)),
+        ):
+            digest.update(f"{name}{values.dtype.str}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     def first(self, n_episodes: int) -> ReplayData:
         """Only the first `n_episodes` (all, if there are fewer)."""

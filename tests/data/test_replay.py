@@ -70,6 +70,21 @@ def test_episode_slices_partition_the_steps(store):
             replay.episode(outside)
 
 
+def test_a_digest_is_of_what_the_arrays_hold(store):
+    replay = load_replay(store, arrays=("action", "state"))
+    known = replay.sha256(["action"])
+    assert known == load_replay(store, arrays=("action",)).sha256(("action",)) == replay.first(3).sha256(["action"])
+    assert replay.sha256(["state", "action"]) == replay.sha256(["action", "state"])
+    changed = {**replay.arrays, "action": replay.arrays["action"] + np.float32(1)}
+    others = [
+        ReplayData(changed, replay.episode_ends, store).sha256(["action"]),
+        ReplayData(replay.arrays, replay.episode_ends + np.array([1, 0, 0]), store).sha256(["action"]),
+        replay.sha256(["state", "action"]),
+        replay.first(2).sha256(["action"]),
+    ]
+    assert len({known, *others}) == 5
+
+
 def test_replay_data_cannot_be_reassigned():
     replay = ReplayData(arrays={}, episode_ends=np.array([3]), source=Path("x"))
     with pytest.raises(AttributeError):

@@ -15,6 +15,7 @@ from envs.pusht.demonstrator import Demonstration
 from envs.pusht.physics import World
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.data import generate, sources
+from immiscible_policy.data.replay import load_replay
 from immiscible_policy.policy import load_policy
 from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
@@ -303,6 +304,11 @@ class StandIn:
 SPLIT = {"val_ratio": 0.3, "split_seed": 42, "max_train_episodes": None}
 
 
+def held_by(path: Path) -> str:
+    """The digest of what a policy that sees keypoints is trained on."""
+    return load_replay(path).sha256(("action", "state", "keypoint"))
+
+
 def said_of_demonstrations(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("demonstrations: ")]
 
@@ -313,7 +319,7 @@ def test_the_demonstrators_are_made_once(run_script, tmp_path: Path, monkeypatch
     assert run_script("train_policy", *TINY, *options, "hydra.run.dir=run", "coupling=none") == 0
     made = "data/pusht/demonstrator_seed2.zarr"
     assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: 3 of the demonstrator at {made}"]
-    named = {"path": made, "n_episodes": 3, "n_steps": 90, **SPLIT}
+    named = {"path": made, "n_episodes": 3, "n_steps": 90, "sha256": held_by(tmp_path / made), **SPLIT}
     summary = tmp_path / "run" / "summary.json"
     assert json.loads(summary.read_text())["demonstrations"] == named
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
@@ -330,7 +336,8 @@ def test_the_human_ones_are_taken_where_they_are(run_script, tmp_path: Path, mak
     assert run_script("train_policy", *TINY, "hydra.run.dir=run", "steps=1", "evaluation.n_videos=0") == 0
     assert said_of_demonstrations(capsys.readouterr().out) == [f"demonstrations: the human ones at {HUMAN}"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["demonstrations"] == {"path": str(HUMAN), "n_episodes": 3, "n_steps": 95, **SPLIT}
+    held = {"n_episodes": 3, "n_steps": 95, "sha256": held_by(tmp_path / HUMAN)}
+    assert summary["demonstrations"] == {"path": str(HUMAN), **held, **SPLIT}
 
 
 def test_a_resumed_run_goes_on_with_the_demonstrations_that_it_began_with(
