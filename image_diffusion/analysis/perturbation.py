@@ -5,6 +5,7 @@ Improved Immiscible Diffusion (2025), section 3.1 and figure 2, which shows the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ MEASURES = {
     "feature_distance": "distance of features",
     "kept_class": "share of draws that the classifier gives the class of the unperturbed image",
 }
-_OWN_DRAWS = 1 << 40  # apart from the seeds that users give
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,10 @@ def distances(images: PerturbedImages, extractor: FeatureExtractor, batch_size: 
 
 
 def _perturbations(seed: int, shape: torch.Size, n: int) -> Tensor:
-    return torch.randn((n, *shape), generator=torch.Generator().manual_seed(seed + _OWN_DRAWS))
+    # Another stream than the seed's own, which the noise and the sampler's draws come from. On the CPU torch's generators
+    # tell only the low 32 bits of a seed apart.
+    other = int.from_bytes(hashlib.sha256(f"perturbations of {seed}".encode()).digest()[:4])
+    return torch.randn((n, *shape), generator=torch.Generator().manual_seed(other))
 
 
 def _draw_all(

@@ -105,7 +105,7 @@ def measure_prior_gap(
 
     def error(arm: Coupling) -> ActionError:
         noises = torch.Generator().manual_seed(seed)
-        sampler = torch.Generator(policy.device).manual_seed(seed)  # of samplers that draw, too
+        sampler = torch.Generator(policy.device).manual_seed(seed + 1)  # of samplers that draw, too
         draws = [
             _sample(policy, windows, arm, num_inference_steps, batch_size, noises, sampler, computed_in)
             for _ in range(n_samples)

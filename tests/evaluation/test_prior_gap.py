@@ -69,6 +69,20 @@ def test_a_policy_that_repeats_its_noise_shows_how_the_noise_was_chosen() -> Non
     assert chosen.matched.error < 0.85 * chosen.prior.error
 
 
+def test_what_a_sampler_draws_is_independent_of_the_initial_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def plan(self: Echo, condition: Tensor, generator=None, num_inference_steps=None, noise=None) -> Tensor:
+        assert noise is not None
+        seen.extend((noise, torch.randn(noise.shape, generator=generator)))
+        return noise
+
+    monkeypatch.setattr(Echo, "plan", plan)
+    measure_prior_gap(echo("Independent()"), windows(600, 0), windows(200, 1), n_windows=200, n_samples=2)
+    initial, drawn = (torch.cat(part).flatten() for part in (seen[::2], seen[1::2]))
+    assert float((initial * drawn).mean()) == pytest.approx(0.0, abs=4 / math.sqrt(len(drawn)))
+
+
 def test_a_coupling_that_is_fitted_to_the_demonstrations_is_shown_them() -> None:
     inner, residual = (
         measure_prior_gap(echo(text), windows(2000, 0), windows(200, 1), n_windows=200, n_samples=16)

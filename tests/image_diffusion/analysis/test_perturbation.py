@@ -10,6 +10,7 @@ import torch
 from image_diffusion.analysis.perturbation import (
     Perturbation,
     PerturbedImages,
+    _perturbations,
     distances,
     perturbation_stability,
     perturbed_images,
@@ -58,6 +59,18 @@ def test_perturbations_are_the_same_for_all_models_weights_and_batches(toys) -> 
     first, second = moved.view(2, -1)
     assert float((2 * first - second).abs().max()) <= 2.0  # bytes are rounded
     assert len(drawn[0][1].flatten(2).unique(dim=1)[0]) == 4  # draws differ
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 8, 8), (3, 16, 16)])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_perturbations_are_independent_of_the_noise(shape: tuple[int, int, int], seed: int) -> None:
+    """Also of what a sampler draws after it, from the same generator."""
+    own = torch.randn((40, *shape), generator=torch.Generator().manual_seed(seed)).flatten(1)
+    perturbations = _perturbations(seed, torch.Size(shape), 40).flatten(1)
+    correlation = torch.nn.functional.normalize(own) @ torch.nn.functional.normalize(perturbations).T
+    n = own.shape[1]
+    assert float(correlation.mean()) == pytest.approx(0.0, abs=5 / 40 / math.sqrt(n))
+    assert float(correlation.square().mean()) * n == pytest.approx(1.0, abs=0.25)
 
 
 def test_labels_stay_with_their_images(toys) -> None:
