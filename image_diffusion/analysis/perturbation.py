@@ -243,8 +243,8 @@ def distances(images: PerturbedImages, extractor: FeatureExtractor, batch_size: 
 
 
 def _perturbations(seed: int, shape: torch.Size, n: int) -> Tensor:
-    # Another stream than the seed's own, which the noise and the sampler's draws come from. On the CPU torch's generators
-    # tell only the low 32 bits of a seed apart.
+    # Not the stream of the seed itself, which the noise and the sampler's draws are of. torch's generators tell only the
+    # low 32 bits of a seed apart on the CPU.
     other = int.from_bytes(hashlib.sha256(f"perturbations of {seed}".encode()).digest()[:4])
     return torch.randn((n, *shape), generator=torch.Generator().manual_seed(other))
 
