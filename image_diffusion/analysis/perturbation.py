@@ -243,8 +243,8 @@ def distances(images: PerturbedImages, extractor: FeatureExtractor, batch_size: 
 
 
 def _perturbations(seed: int, shape: torch.Size, n: int) -> Tensor:
-    # Not the stream of the seed itself, which the noise and the sampler's draws are of. torch's generators tell only the
-    # low 32 bits of a seed apart on the CPU.
+    # Not the seed's own stream, of which the noise and the sampler's draws are. torch's generators tell only the low 32
+    # bits of a seed apart on the CPU.
     other = int.from_bytes(hashlib.sha256(f"perturbations of {seed}".encode()).digest()[:4])
     return torch.randn((n, *shape), generator=torch.Generator().manual_seed(other))
 
