@@ -8,6 +8,7 @@ without a complaint. This reader therefore counts chunks before it reads, and ch
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -181,10 +182,15 @@ def _find_array(group: zarr.Group, key: str, path: Path) -> zarr.Array:
 
 
 def _check_complete(array: zarr.Array, key: str, path: Path) -> None:
-    present, expected = array.nchunks_initialized, array.nchunks
+    present, expected, parts = array.nchunks_initialized, array.nchunks, "chunks"
+    if array.shards is not None:
+        # Zarr counts a shard with all chunks that it has room for, also where the array ends within it.
+        present //= math.prod(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True))
+        expected = math.prod(-(-size // shard) for size, shard in zip(array.shape, array.shards, strict=True))
+        parts = "shards"
     if present != expected:
         raise DataError(
-            f"{path}: array {key} is truncated: {present} of its {expected} chunks are there."
+            f"{path}: array {key} is truncated: {present} of its {expected} {parts} are there."
             f" Copy it again ({HOW_TO_GET}); a store of your own must be written with write_empty_chunks=True"
         )
 

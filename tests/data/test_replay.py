@@ -45,14 +45,31 @@ def test_zip_of_a_version_3_store(tmp_path, make_store, zip_folder):
     np.testing.assert_array_equal(load_replay(archive).arrays["action"], written["action"])
 
 
-def test_sharded_version_3_arrays_are_complete(tmp_path, make_store):
-    written = make_store(tmp_path / "r.zarr", zarr_format=3, action=None)
-    values = np.random.default_rng(1).uniform(size=(41, 2)).astype(np.float32)
-    data = zarr.open_group(tmp_path / "r.zarr", mode="a")["data"]
-    data.create_array("action", data=values, chunks=(8, 2), shards=(16, 2))
+@pytest.mark.parametrize("lengths", [(12, 9, 20), (12, 9, 19), (4, 2)])
+def test_sharded_version_3_arrays_are_complete(tmp_path, make_store, lengths):
+    """The last shard, with room for two chunks, holds both of them, or one, and is the only shard."""
+    written = make_store(tmp_path / "r.zarr", lengths, zarr_format=3, action=None)
+    values = shard(tmp_path / "r.zarr", sum(lengths))
     replay = load_replay(tmp_path / "r.zarr", arrays=("action", "state"))
     np.testing.assert_array_equal(replay.arrays["action"], values)
     np.testing.assert_array_equal(replay.arrays["state"], written["state"])
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("lengths", [(12, 9, 20), (12, 9, 19)])
+def test_missing_shard(tmp_path, make_store, lengths, number):
+    make_store(tmp_path / "r.zarr", lengths, zarr_format=3, action=None)
+    shard(tmp_path / "r.zarr", sum(lengths))
+    (tmp_path / "r.zarr" / "data" / "action" / "c" / str(number) / "0").unlink()
+    with pytest.raises(DataError, match="data/action is truncated: 2 of its 3 shards"):
+        load_replay(tmp_path / "r.zarr", arrays=("action",))
+
+
+def shard(path, n_steps):
+    """Adds `action` in shards of two chunks of 8 steps to a store of version 3."""
+    values = np.random.default_rng(1).uniform(size=(n_steps, 2)).astype(np.float32)
+    zarr.open_group(path, mode="a")["data"].create_array("action", data=values, chunks=(8, 2), shards=(16, 2))
+    return values
 
 
 def test_only_the_named_arrays_are_touched(store):
