@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,8 +15,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from immiscible_policy.data.replacing import staged, undo_replacing
 from immiscible_policy.data.replay import STORE_MARKERS, DataError, ReplayData, load_replay
 from immiscible_policy.download import DownloadError, HostError, download
+from immiscible_policy.files import alone, replace_folder
 
 PUSHT_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 PUSHT_STORE = "pusht_cchi_v7_replay.zarr"
@@ -55,6 +56,7 @@ def fetch_pusht(
     """
     directory = Path(directory).expanduser()
     store = directory / PUSHT_STORE
+    undo_replacing(store)
     if store.exists() and not force:
         try:
             verify_pusht(store, any_content)
@@ -103,32 +105,19 @@ def install_store(archive: Path, store: Path, force: bool = False, check: Callab
         DownloadError: a damaged or unsafe archive, no store in it, `check` refused with DataError, or
             `store` exists and `force` is not set.
     """
-    if store.exists() and not force:
-        raise DownloadError(f"{store} exists already; nothing was changed (--force replaces it)")
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=store.parent) as folder:
-        unpacked = Path(folder) / "archive"
-        _extract(archive, unpacked)
-        found = _find_store(unpacked, archive)
-        if check is not None:
-            try:
-                check(found)
-            except DataError as error:
-                raise DownloadError(f"{archive} does not hold what was expected: {error}") from error
-        _replace(store, found, set_aside=Path(folder) / "replaced")
-
-
-def _replace(store: Path, new: Path, set_aside: Path) -> None:
-    """Rename `new` to `store`; what was there moves aside, and back if the renaming fails."""
-    if not store.exists():
-        new.rename(store)
-        return
-    store.rename(set_aside)
-    try:
-        new.rename(store)
-    except OSError:
-        set_aside.rename(store)
-        raise
+    with alone(store):
+        undo_replacing(store)
+        if store.exists() and not force:
+            raise DownloadError(f"{store} exists already; nothing was changed (--force replaces it)")
+        with staged(store) as unpacked:
+            _extract(archive, unpacked)
+            found = _find_store(unpacked, archive)
+            if check is not None:
+                try:
+                    check(found)
+                except DataError as error:
+                    raise DownloadError(f"{archive} does not hold what was expected: {error}") from error
+            replace_folder(found, store)
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -13,7 +13,6 @@ where LeRobot's are read off histograms.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from envs.pusht.vertices import BLOCK_VERTICES, vertices_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, is_lerobot
 from immiscible_policy.data.lerobot_files import EPISODE, FRAME, INFO
+from immiscible_policy.data.replacing import staged, undo_replacing
 from immiscible_policy.data.replay import DataError, ReplayData
+from immiscible_policy.files import alone, replace_folder
 
 TASK = "Push the T-shaped block onto the T-shaped target."  # the wording of the published data sets
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
@@ -93,27 +94,14 @@ def export_lerobot(
         raise DataError(f"array {missing[0]!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
     if not is_integer(file_size_mb, 1):
         raise ValueError(f"file_size_mb is {file_size_mb!r}; allowed: an integer of at least 1")
-    _refuse_existing(output, force)
-    columns = _step_columns(replay, goal_pose)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
-        new = Path(folder) / "new"
-        _write(new, columns, replay.episode_ends, task, file_size_mb, goal_pose)
-        _replace(output, new, set_aside=Path(folder) / "replaced")
+    with alone(output):
+        undo_replacing(output)
+        _refuse_existing(output, force)
+        columns = _step_columns(replay, goal_pose)
+        with staged(output) as folder:
+            _write(folder, columns, replay.episode_ends, task, file_size_mb, goal_pose)
+            replace_folder(folder, output)
     return output
-
-
-def _replace(output: Path, new: Path, set_aside: Path) -> None:
-    """Rename `new` to `output`; what was there moves aside, and back if the renaming fails."""
-    if not output.exists():
-        new.rename(output)
-        return
-    output.rename(set_aside)
-    try:
-        new.rename(output)
-    except OSError:
-        set_aside.rename(output)
-        raise
 
 
 def _refuse_existing(output: Path, force: bool) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from immiscible_policy.data.growing_array import GrowingArray, write_file
+from immiscible_policy.data.replacing import remove_replaced, staged, undo_replacing
 from immiscible_policy.data.replay import STEP_SHAPES, WRITER_ATTRIBUTE, DataError, open_store
-from immiscible_policy.files import replace_folder, set_aside, staging_folder, staging_path
+from immiscible_policy.files import replace_folder, staging_folder, staging_path
 
 _GROUP = {"zarr_format": 2}
 _LAYOUT_VERSION = 1
@@ -47,11 +48,11 @@ class ReplayWriter:
     def __init__(self, path: str | Path, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path).expanduser()
         self._attributes = _checked_attributes(attributes)
-        _undo_replacing(self.path)
+        undo_replacing(self.path)
         if self.path.exists():
             self._attributes = _own_attributes(self.path)
             _Store(self.path).remove_unfinished()
-            _remove_replaced(self.path)
+            remove_replaced(self.path)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -131,13 +132,12 @@ def write_replay(
     """
     path = Path(path).expanduser()
     checked_attributes = _checked_attributes(attributes)
-    _undo_replacing(path)
+    undo_replacing(path)
     if path.is_file():
         raise FileExistsError(f"{path} is a file; allowed: a folder, or a path where nothing is yet")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; nothing was changed (overwrite=True replaces it)")
-    staging = staging_folder(path)
-    try:
+    with staged(path) as staging:
         store: _Store | None = None
         for index, episode in enumerate(episodes):
             try:
@@ -149,10 +149,6 @@ def write_replay(
         if store is None:
             raise ValueError("episodes is empty; allowed: at least one episode")
         replace_folder(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        _undo_replacing(path)
-        _remove_replaced(path)
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
@@ -286,16 +282,3 @@ def _own_attributes(path: Path) -> dict[str, Any]:
             f" or choose another path"
         )
     return found
-
-
-def _undo_replacing(path: Path) -> None:
-    """Bring the old store back where `write_replay` was killed before the new one was there."""
-    old = set_aside(path)
-    if old.exists() and not path.exists():
-        os.rename(old, path)
-
-
-def _remove_replaced(path: Path) -> None:
-    """Remove the old store where `write_replay` was killed when the new one was there already."""
-    if path.exists():
-        shutil.rmtree(set_aside(path), ignore_errors=True)

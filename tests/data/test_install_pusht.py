@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.util
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from immiscible_policy.data import install_pusht as module
 from immiscible_policy.data.install_pusht import PUSHT_DIGEST, PUSHT_STORE, content_digest, fetch_pusht, install_store
 from immiscible_policy.data.replay import load_replay
 from immiscible_policy.download import DownloadError
+from immiscible_policy.files import set_aside
 
 OFFICIAL_PREFIX = f"pusht/{PUSHT_STORE}/"
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "download_pusht.py"
@@ -101,17 +104,43 @@ def test_a_failed_renaming_puts_the_old_data_back(tmp_path, known, monkeypatch):
     store = tmp_path / "out" / PUSHT_STORE
     store.mkdir(parents=True)
     (store / "mine").write_text("precious")
-    rename = Path.rename
+    replace = os.replace
 
-    def failing(self, target):
-        if self.name == PUSHT_STORE and ".unpack-" in self.parts[-4] and target == store:
+    def failing(source, target):
+        if target == store and source.name == PUSHT_STORE:
             raise OSError("disk trouble")
-        return rename(self, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="disk trouble"):
         install_store(known, store, force=True)
     assert (store / "mine").read_text() == "precious"
+    assert [path.name for path in store.parent.iterdir()] == [PUSHT_STORE]
+
+
+def test_interrupted_anywhere_keeps_one_of_the_two(tmp_path, known, interrupted_replacing):
+    store = tmp_path / "out" / PUSHT_STORE
+
+    def setup():
+        shutil.rmtree(store.parent, ignore_errors=True)
+        store.mkdir(parents=True)
+        (store / "mine").write_text("precious")
+
+    for killed in interrupted_replacing(setup, lambda: install_store(known, store, force=True)):
+        if killed:
+            fetch_pusht(store.parent, archive=known, force=True)
+        assert (store / "mine").exists() or load_replay(store).n_steps == 41
+        assert [path.name for path in store.parent.iterdir()] == [PUSHT_STORE]
+
+
+def test_what_was_set_aside_is_there_again_for_whoever_asks(tmp_path, known, closed_url):
+    store = fetch_pusht(tmp_path / "out", archive=known)
+    os.rename(store, set_aside(store))
+    assert fetch_pusht(tmp_path / "out", url=closed_url, retries=0) == store
+    os.rename(store, set_aside(store))
+    with pytest.raises(DownloadError, match="exists already"):
+        install_store(known, store)
+    assert [path.name for path in store.parent.iterdir()] == [PUSHT_STORE]
 
 
 def test_other_recordings_are_refused_unless_allowed(tmp_path, archive):

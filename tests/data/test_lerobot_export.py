@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -250,17 +252,35 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, was_there):
 
 def test_a_renaming_that_fails_is_undone(tmp_path, monkeypatch):
     folder = export_lerobot(made_up(), tmp_path / "set")
-    rename = Path.rename
+    replace = os.replace
 
-    def refuse_new(path, target):
-        if path.name == "new":
+    def refuse_new(source, target):
+        if target == folder:
             raise PermissionError("not now")
-        return rename(path, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "rename", refuse_new)
+    monkeypatch.setattr(os, "replace", refuse_new)
     with pytest.raises(PermissionError, match="not now"):
         export_lerobot(made_up(lengths=(5,)), folder, force=True)
     check_round_trip(made_up(), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_interrupted_anywhere_keeps_one_of_the_two(tmp_path, interrupted_replacing):
+    folder, old, new = tmp_path / "set", made_up(), made_up(lengths=(5,), seed=1)
+
+    def setup():
+        shutil.rmtree(folder, ignore_errors=True)
+        export_lerobot(old, folder)
+
+    for killed in interrupted_replacing(setup, lambda: export_lerobot(new, folder, force=True)):
+        if killed:
+            with pytest.raises(FileExistsError, match="exists already; nothing was changed"):
+                export_lerobot(new, folder)
+        check_round_trip(old if load_lerobot(folder).n_episodes == 3 else new, folder)
+        if killed:
+            export_lerobot(new, folder, force=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.parametrize("missing", ["action", "state"])
