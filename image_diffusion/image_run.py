@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from image_diffusion.base_model import ImageModel
-from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.data import RUN_RECORD, ImageDataset, ImageSource, load_images, recorded_images
 from image_diffusion.evaluation import (
     ImageEvaluation,
     build_extractor,
@@ -117,7 +117,8 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     test_source = None if source.test_split is None else _test_source(source, cfg.get("validate_on"))
     _, latent = split_settings(plain_settings(cfg.model))
     parts = None if latent is None else load_parts(latent)  # what is missing shows before data is read
-    data = load_images(source)
+    recorded = recorded_images(run_dir) if resume else None
+    data = load_images(source, recorded)
     model = build_image_model(cfg, data, coupling, parts)
     device = process_device(cfg.device)
     extractor = check_evaluation(monitor, model, len(data), device, "monitor")
@@ -130,6 +131,8 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     _fit_coupling(coupling, model, data, device)
     config = trainer_config(cfg, len(data))
     run_dir = prepare_run_dir(run_dir, cfg.device)
+    if main and recorded is None:
+        write_json(run_dir / RUN_RECORD, data.source)
     data.to(device)
     seeds = list(range(cfg.samples.seed, cfg.samples.seed + cfg.samples.n))
     wanted = replace(monitor, metrics=(*monitor.metrics, *final.metrics)) if shared else monitor

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.data import RUN_RECORD, ImageDataset, ImageSource, load_images, recorded_images
 from image_diffusion.image_bytes import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.sampling import save_grid
 from immiscible_policy.coupling import Coupling, Independent
@@ -26,6 +26,7 @@ from immiscible_policy.run_setup import (
     begin_run,
     check_dataset,
     fit,
+    is_main_process,
     plain_settings,
     prepare_run_dir,
     process_device,
@@ -148,12 +149,15 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     begin_run(cfg, run_dir, resume)
     check_dataset(cfg, "format", "images")
     source = ImageSource.from_config(plain_settings(cfg.dataset))
-    data = load_images(source)
+    recorded = recorded_images(run_dir) if resume else None
+    data = load_images(source, recorded)
     settings = plain_settings(cfg.vae)
     kl_weight = settings.pop("kl_weight")
     model = VaeTraining(settings, data.image_size, data.channels, kl_weight, data.flip)
     config = trainer_config(cfg, len(data))
     run_dir = prepare_run_dir(run_dir, cfg.device)
+    if is_main_process() and recorded is None:
+        write_json(run_dir / RUN_RECORD, data.source)
     test = data if source.test_split is None else load_images(source.for_test())
     shown = torch.linspace(0, len(test) - 1, min(len(test), cfg.evaluate_on)).long().unique()
     images = torch.cat([test.batch(part)["image"] for part in shown.split(ENCODED_AT_ONCE)])

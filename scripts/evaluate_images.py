@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.data import ImageDataset, ImageSource, load_images, recorded_images
 from image_diffusion.evaluation import (
     EXTRACTORS,
     ImageEvaluation,
@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def reference_data(arguments: argparse.Namespace) -> ImageDataset:
-    """The data set to compare with: ``--dataset``, or the one that the run was trained on."""
+    """The data set to compare with: ``--dataset``, or the one that the run was trained on, if it still is that one."""
+    recorded = None
     saved = arguments.images / ".hydra" / "config.yaml"
     if arguments.dataset is not None:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -77,10 +78,12 @@ def reference_data(arguments: argparse.Namespace) -> ImageDataset:
         loaded = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(arguments.overrides))
         assert isinstance(loaded, DictConfig)
         cfg = loaded
+        if not arguments.overrides:
+            recorded = recorded_images(arguments.images)
         check_dataset(cfg, "format", "images")
     else:
         raise ValueError(f"--dataset is not set, and {arguments.images} is no run folder that names its data")
-    return load_images(ImageSource.from_config(plain_settings(cfg.dataset)))
+    return load_images(ImageSource.from_config(plain_settings(cfg.dataset)), recorded)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,8 @@ from image_diffusion.analysis.training_curves import TrainingCurves, final_table
 from image_diffusion.analysis.trajectory import record_trajectory, trajectory_statistics
 from image_diffusion.analysis.tsne import map_paths
 from image_diffusion.base_model import ImageModel
-from image_diffusion.data import ImageDataset, ImageSource, load_images
+from image_diffusion.data import ImageDataset, ImageSource, load_images, recorded_images
+from image_diffusion.data.record import check_unchanged
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
 from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics
 from immiscible_policy.files import finite, write_json, write_text
@@ -80,19 +81,26 @@ class _Measures:
     config: ImageEvaluation
 
 
-def _configuration(arms: Arms) -> Any:
-    """Of the baseline's first training."""
-    run = next(iter(arms.values()))[0]
+def _configuration(run: ImageRun) -> Any:
     return OmegaConf.to_container(OmegaConf.load(run.run_dir / ".hydra" / "config.yaml"), resolve=True)
 
 
 def _measures(arms: Arms, settings: Mapping[str, Any], device: str) -> _Measures:
-    """From the configuration of the baseline's first training, with an evaluation's settings changed."""
-    saved = _configuration(arms)
+    """From the configuration of the baseline's first training, with an evaluation's settings changed.
+
+    Raises:
+        ImageDataError: the data are no longer those that a training began with.
+    """
+    trainings = [run for runs in arms.values() for run in runs]
+    saved = _configuration(trainings[0])
     known = {field.name for field in fields(ImageEvaluation)}
     config = ImageEvaluation(**saved["evaluation"])
     config = replace(config, metrics=("fd",), **{name: settings[name] for name in settings if name in known})
     data = load_images(ImageSource.from_config(saved["dataset"]))
+    for run in trainings:
+        recorded = recorded_images(run.run_dir)
+        if recorded is not None and _configuration(run)["dataset"] == saved["dataset"]:
+            check_unchanged(recorded, data.source)
     extractor = build_extractor(config, data.image_size, data.channels, device)
     return _Measures(data, extractor, data_reference(data, extractor, config), config)
 
@@ -146,7 +154,7 @@ def _perturbation(
     models = _models(arms, place.device)
     how = Perturbation(**settings)
     first = next(iter(next(iter(models.values())).values()))
-    config = ImageEvaluation(**_configuration(arms)["evaluation"])
+    config = ImageEvaluation(**_configuration(next(iter(arms.values()))[0])["evaluation"])
     extractor = build_extractor(config, first.image_size, first.channels, place.device)
     stability = perturbation_stability(models, range(seed, seed + n_images), extractor, how)
     plot_stability(stability, place.path("stability.png"))

@@ -6,6 +6,15 @@ settings of the data sets that have a name.
 
 from image_diffusion.data.dataset import ImageDataset
 from image_diffusion.data.load import load_images
+from image_diffusion.data.record import RUN_RECORD, recorded_images
 from image_diffusion.data.source import CorruptImageError, ImageDataError, ImageSource
 
-__all__ = ["CorruptImageError", "ImageDataError", "ImageDataset", "ImageSource", "load_images"]
+__all__ = [
+    "RUN_RECORD",
+    "CorruptImageError",
+    "ImageDataError",
+    "ImageDataset",
+    "ImageSource",
+    "load_images",
+    "recorded_images",
+]

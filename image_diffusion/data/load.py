@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 from image_diffusion.data.dataset import ImageDataset, content_hash
 from image_diffusion.data.decoding import N_NAMED, decode_all, fitted_decoder
 from image_diffusion.data.digits import read_digits
 from image_diffusion.data.folder import read_folder
 from image_diffusion.data.huggingface import read_huggingface
+from image_diffusion.data.record import check_unchanged
 from image_diffusion.data.source import ImageSource
 
 READERS = {"huggingface": read_huggingface, "folder": read_folder, "digits": read_digits}
 
 
-def load_images(source: ImageSource) -> ImageDataset:
+def load_images(source: ImageSource, began_with: Mapping[str, Any] | None = None) -> ImageDataset:
     """Read a data set.
 
     Its record ``source`` holds name, format, split, where it comes from (id, path, revision, columns), n, what was
@@ -23,8 +26,12 @@ def load_images(source: ImageSource) -> ImageDataset:
     and captions and of up to 1,024 evenly spaced images as decoded, the same whether in memory or not, and
     ``pixels_hash`` of all images, where they are in memory.
 
+    Args:
+        began_with: what a run recorded of them, see ``recorded_images``.
+
     Raises:
-        ImageDataError: data or settings that cannot be used, in one line.
+        ImageDataError: data or settings that cannot be used, or other images by now than the run began with, in one
+            line.
     """
     raw = READERS[source.format](source)
     decoder = fitted_decoder(raw, source)
@@ -54,4 +61,6 @@ def load_images(source: ImageSource) -> ImageDataset:
         "content_hash": content_hash(dataset),
         "pixels_hash": None if images is None else hashlib.sha256(images.numpy().data).hexdigest(),
     }
+    if began_with is not None:
+        check_unchanged(began_with, dataset.source)
     return dataset

@@ -100,6 +100,34 @@ def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path, mo
         assert torch.equal(value, weights[1][name]), name
 
 
+def test_a_run_does_not_go_on_with_images_that_have_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for shade in range(10):
+        Image.new("L", (8, 8), 20 * shade).save(pictures / f"{shade}.png")
+    data = ("dataset=folder", f"dataset.path={pictures}", "dataset.image_size=8", "dataset.test_split=null")
+    cfg = composed("train_image", *data, *TINY)
+    save_state = trainer.save_state
+
+    def save_and_die(folder: Path, state: dict) -> None:
+        save_state(folder, state)
+        raise _KilledError
+
+    monkeypatch.setattr(trainer, "save_state", save_and_die)
+    with pytest.raises(_KilledError):
+        train_images(cfg, tmp_path / "run")
+    monkeypatch.setattr(trainer, "save_state", save_state)
+    record = json.loads((tmp_path / "run" / "images.json").read_text())
+    Image.new("L", (8, 8), 255).save(pictures / "more.png")
+    with pytest.raises(
+        ValueError, match=r"pictures are no longer those that the run began with: n=11 \(began with 10\)"
+    ):
+        train_images(cfg, tmp_path / "run", resume=True)
+    (pictures / "more.png").unlink()
+    assert train_images(cfg, tmp_path / "run", resume=True)["data"] == record
+    assert json.loads((tmp_path / "run" / "images.json").read_text()) == record
+
+
 def test_labels_are_used_where_asked_for(tmp_path: Path) -> None:
     train_images(composed("train_image", "model.class_conditional=true", *TINY), tmp_path)
     model = load_image_model(tmp_path / "checkpoints" / "step=0000004")

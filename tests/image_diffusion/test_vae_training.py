@@ -1,5 +1,6 @@
 """Training an autoencoder: the loss, what is written, exact resume, settings that do not fit."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,12 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
     with pytest.raises(_KilledError):
         train_vae(cfg, tmp_path / "broken")
     monkeypatch.setattr(trainer, "save_state", save_state)
+    record = tmp_path / "broken" / "images.json"
+    began_with = record.read_text()
+    record.write_text(json.dumps({**json.loads(began_with), "n": 39}))
+    with pytest.raises(ValueError, match=r"the images at digits .* began with: n=40 \(began with 39\); restore them"):
+        train_vae(cfg, tmp_path / "broken", resume=True)
+    record.write_text(began_with)
     train_vae(cfg, tmp_path / "broken", resume=True)
     assert load_autoencoder(tmp_path / "whole").digest() == load_autoencoder(tmp_path / "broken").digest()
 

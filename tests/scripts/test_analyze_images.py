@@ -59,6 +59,12 @@ def test_every_analysis_writes_table_numbers_and_figure(
         for numbers in folder.glob("*.json"):
             json.loads(numbers.read_text(), parse_constant=pytest.fail)  # no NaN, no infinity
         assert f"studies/digits/{name}/ddim-" in capsys.readouterr().out
+    record = Path("studies/digits/cells/ddim-knn_k4-seed0/run/images.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "n": 1499}))
+    for name in ("step_distance", "sampling_steps"):
+        assert run_script("analyze_images", f"figure={name}", *SMALL, *studies[name]) == 1
+        told = capsys.readouterr().err
+        assert "the images at digits are no longer those that the run began with: n=1500 (began with 1499)" in told
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_from_training_to_samples_and_painting(
     assert "error: datset.split=test: only settings of the reference data" in capsys.readouterr().err
     assert run_script("evaluate_images", "drawn", *measures) == 1
     assert "--dataset is not set, and drawn is no run folder" in capsys.readouterr().err
+    began_with = Path("run/images.json").read_text()
+    Path("run/images.json").write_text(json.dumps({**json.loads(began_with), "n": 1499}))
+    assert run_script("evaluate_images", "run", *measures) == 1
+    told = capsys.readouterr().err
+    assert "the images at digits are no longer those that the run began with: n=1500 (began with 1499)" in told
+    Path("run/images.json").write_text(began_with)
 
     assert run_script("paint", "run", "--output", "painted", "-n", "3") == 0
     assert len(list(Path("painted").glob("*.png"))) == 3
