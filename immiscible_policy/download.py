@@ -17,6 +17,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from immiscible_policy.files import alone
+
 _CHUNK = 1 << 18
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
@@ -40,6 +42,8 @@ def download(
 ) -> Path:
     """Fetch a file, continuing `<destination>.part` of an earlier run where the server supports ranges.
 
+    Of several processes that want the same file one fetches it, and the others wait.
+
     Args:
         url: http://, https:// or file://.
         destination: final path; its folder is made. A file that is there is kept and returned (after its
@@ -61,14 +65,16 @@ def download(
     if not destination.exists():
         partial = destination.with_name(destination.name + ".part")
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_with_retries(url, partial, retries, retry_delay, timeout, progress)
-            if sha256 is not None:
-                _check_sha256(partial, sha256, remove=True)
-            partial.replace(destination)
+            with alone(destination, "another process that downloads"):
+                if not destination.exists():  # the process that was waited for has not fetched it
+                    _fetch_with_retries(url, partial, retries, retry_delay, timeout, progress)
+                    if sha256 is not None:
+                        _check_sha256(partial, sha256, remove=True)
+                    partial.replace(destination)
+                    return destination
         except OSError as error:
             raise DownloadError(f"cannot write {destination} ({error})") from error
-    elif sha256 is not None:
+    if sha256 is not None:
         _check_sha256(destination, sha256)
     return destination
 

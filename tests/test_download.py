@@ -1,6 +1,9 @@
 """Download with resume, retries and checksums, from local files and a web server on this machine."""
 
 import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,6 +111,30 @@ def test_a_file_that_is_there_is_kept(tmp_path, server):
         quiet(server.url, tmp_path / "target", sha256="0" * 64)
     assert (tmp_path / "target").read_bytes() == CONTENT
     assert server.ranges == []
+
+
+def test_who_wants_a_file_that_is_being_fetched_waits_for_it(tmp_path, server, monkeypatch, capsys):
+    began, goes_on = threading.Event(), threading.Event()
+    fetch = module._fetch
+
+    def slow(*arguments):
+        began.set()
+        assert goes_on.wait(30)
+        fetch(*arguments)
+
+    monkeypatch.setattr(module, "_fetch", slow)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(quiet, server.url, tmp_path / "target", sha256=SHA256)
+        assert began.wait(30)
+        second = threads.submit(quiet, server.url, tmp_path / "target", sha256=SHA256)
+        while f"waiting for another process that downloads at {tmp_path / 'target'}" not in capsys.readouterr().err:
+            assert not second.done()
+            time.sleep(0.01)
+        goes_on.set()
+        assert first.result() == second.result() == tmp_path / "target"
+    assert server.ranges == [None]
+    assert (tmp_path / "target").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_nobody_listens(tmp_path, closed_url):
