@@ -21,6 +21,8 @@ from envs.pusht.task import wrapped
 
 START_DISTANCE = 2.0 * geometry.AGENT_RADIUS
 """The agent follows the mouse from when it has come this near, pixels; the recorded demonstrations' 30 px."""
+CONFIRMING_STEPS = 30
+"""Deleting must be confirmed within so many control steps, 3 s."""
 
 
 class Phase(Enum):
@@ -93,7 +95,7 @@ class Teleoperation:
         self.number, self.seed = 1, seed_start
         self.message = ""
         self.finished = False
-        self._asked_to_delete = False
+        self._steps_to_confirm = 0  # that are left to confirm deleting; 0: it was not asked for
         self._observation: NDArray[Any]
         self._info: dict[str, Any]
         self._pose_before: NDArray[np.float64]
@@ -113,7 +115,7 @@ class Teleoperation:
         """Does what a key asks for; nothing once the session is finished."""
         if self.finished:
             return
-        confirmed, self._asked_to_delete = self._asked_to_delete, False
+        confirmed, self._steps_to_confirm = self._steps_to_confirm > 0, 0
         if command is Command.QUIT:
             self.finished = True
         elif command is Command.RESTART:
@@ -130,6 +132,10 @@ class Teleoperation:
     def step(self, mouse: Point | None) -> None:
         """One control step (0.1 s) with the mouse at this pixel of the window; None if it was not seen yet."""
         self._pose_before = self._pose_now
+        if self._steps_to_confirm > 0:
+            self._steps_to_confirm -= 1
+            if self._steps_to_confirm == 0:
+                self.message = ""
         if mouse is None or self.finished:
             return
         if self.phase is Phase.WAITING and math.dist(mouse, self._info["pos_agent"]) < START_DISTANCE:
@@ -159,7 +165,7 @@ class Teleoperation:
         self._observation, self._info = self._env.reset(options={"state": state})
         self._steps = []
         self._pose_before = self._pose_now = self._pose()
-        self._asked_to_delete = False
+        self._steps_to_confirm = 0
         self.phase = Phase.WAITING
         self.finished = self._limit is not None and self._store.n_episodes >= self._limit
 
@@ -184,7 +190,7 @@ class Teleoperation:
             self._store.append(episode)
         except OSError as error:
             # A full disk must not cost the person's work.
-            self.phase = Phase.DONE
+            self.phase, self._steps_to_confirm = Phase.DONE, 0
             self.message = f"not saved, n tries again: {error}"
             return
         self.message = (
@@ -193,12 +199,23 @@ class Teleoperation:
         self._start()
 
     def _delete(self, confirmed: bool) -> None:
-        if self._store.n_episodes == 0:
+        n_episodes = self._store.n_episodes
+        if self.phase is Phase.DONE:
+            # Going on with the seed of the deleted episode would cost the person this work.
+            self.message = f"episode {self.number} is not saved yet: first n to save it, or r to drop it"
+        elif n_episodes == 0:
             self.message = "there is no saved episode to delete"
         elif not confirmed:
-            self._asked_to_delete = True
-            self.message = f"press d again to delete episode {self._store.n_episodes}"
+            self._steps_to_confirm = CONFIRMING_STEPS
+            dropped = f" and drop the {self.n_steps} steps on the screen" if self._steps else ""
+            self.message = f"press d again to delete episode {n_episodes}{dropped}"
         else:
-            self._store.drop_last()
+            try:
+                self._store.drop_last()
+            except OSError as error:
+                # Where only the clearing up failed, the episode is gone.
+                if self._store.n_episodes == n_episodes:
+                    self.message = f"not deleted: {error}"
+                    return
             self._start()
             self.message = f"deleted episode {self.number}"

@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from envs.pusht import PushTEnv, geometry, keypoints_in_world
-from envs.pusht.teleoperation import START_DISTANCE, Command, Phase, Teleoperation
+from envs.pusht.teleoperation import CONFIRMING_STEPS, START_DISTANCE, Command, Phase, Teleoperation
 from envs.pusht.teleoperation_window import NoDisplayError, TeleoperationWindow, run
 
 Episode = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
-        self.full = False
+        self.full = self.stays_dirty = False
 
     @property
     def n_episodes(self) -> int:
@@ -38,7 +38,11 @@ class Memory:
         self.episodes.append(episode)
 
     def drop_last(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
         self.episodes.pop()
+        if self.stays_dirty:
+            raise OSError(5, "Input/output error")
 
 
 @pytest.fixture
@@ -236,6 +240,65 @@ def test_deleting_is_asked_for_twice_and_goes_back_to_that_seed(store: Memory) -
     assert (session.seed, session.number, session.message) == (12, 3, "deleted episode 3")
     session.handle(Command.DELETE)
     assert store.n_episodes == 2
+
+
+def test_deleting_is_no_longer_confirmed_after_three_seconds(store: Memory) -> None:
+    session = Teleoperation(store)
+    follow(session)
+    session.handle(Command.SAVE)
+    session.handle(Command.DELETE)
+    for _ in range(CONFIRMING_STEPS - 1):
+        session.step(None)
+    assert session.message == "press d again to delete episode 1"
+    session.step(None)
+    assert session.message == ""
+    session.handle(Command.DELETE)
+    assert store.n_episodes == 1
+    session.handle(Command.DELETE)
+    assert store.n_episodes == 0
+
+
+def test_deleting_says_what_else_it_drops(store: Memory) -> None:
+    session = Teleoperation(store)
+    follow(session)
+    session.handle(Command.SAVE)
+    follow(session, 3)
+    session.handle(Command.DELETE)
+    assert session.message == "press d again to delete episode 1 and drop the 3 steps on the screen"
+    session.handle(Command.DELETE)
+    assert (store.n_episodes, session.n_steps, session.seed) == (0, 0, 0)
+
+
+def test_nothing_is_deleted_while_an_episode_waits_to_be_saved(store: Memory) -> None:
+    session = Teleoperation(store)
+    follow(session)
+    session.handle(Command.SAVE)
+    follow(session, 3)
+    store.full = True
+    session.handle(Command.DELETE)
+    session.handle(Command.SAVE)
+    for _ in range(2):
+        session.handle(Command.DELETE)
+        assert session.message == "episode 2 is not saved yet: first n to save it, or r to drop it"
+    store.full = False
+    session.handle(Command.SAVE)
+    assert [len(episode["state"]) for episode in store.episodes] == [5, 3]
+
+
+def test_a_disk_that_fails_while_deleting_does_not_end_the_session(store: Memory) -> None:
+    session = Teleoperation(store)
+    follow(session)
+    session.handle(Command.SAVE)
+    follow(session, 3)
+    store.full = True
+    session.handle(Command.DELETE)
+    session.handle(Command.DELETE)
+    assert session.message == "not deleted: [Errno 28] No space left on device"
+    assert (store.n_episodes, session.n_steps, session.seed) == (1, 3, 1)
+    store.full, store.stays_dirty = False, True
+    session.handle(Command.DELETE)
+    session.handle(Command.DELETE)
+    assert (store.n_episodes, session.seed, session.message) == (0, 0, "deleted episode 1")
 
 
 def test_the_session_ends_at_its_limit_or_when_told(store: Memory) -> None:
