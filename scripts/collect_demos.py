@@ -14,6 +14,7 @@ from envs.pusht.teleoperation import Teleoperation
 from envs.pusht.teleoperation_window import NoDisplayError, run
 from immiscible_policy.cli import report_failure
 from immiscible_policy.data.replay_writer import ReplayWriter
+from immiscible_policy.data.sources import training_command
 
 EXAMPLES = """\
 keys:
@@ -83,7 +84,7 @@ def report(writer: ReplayWriter) -> str:
     noun, verb = ("demonstration", "is") if n_episodes == 1 else ("demonstrations", "are")
     return (
         f"{n_episodes} {noun} ({writer.n_steps:,} steps) {verb} in {writer.path}; to train:\n"
-        f"  python scripts/train_policy.py dataset.path={writer.path}"
+        f"  {training_command(writer.path, n_episodes)}"
     )
 
 

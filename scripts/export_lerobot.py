@@ -2,16 +2,18 @@
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.pusht.geometry import GOAL_POSE
+from envs.pusht.geometry import GOAL_POSE, Pose
+from envs.pusht.task import checked_row
 from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
-from immiscible_policy.data.lerobot_export import TASK, export_lerobot
-from immiscible_policy.data.replay import DataError, load_replay
-from immiscible_policy.data.sources import goal_of, goal_setting
+from immiscible_policy.data.lerobot_export import GOAL_RANGE, TASK, export_lerobot
+from immiscible_policy.data.replay import load_replay
+from immiscible_policy.data.sources import goal_of, training_command
 
 EXAMPLES = """\
 examples:
@@ -44,14 +46,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pose(text: str) -> tuple[float, float, float]:
+def _pose(text: str) -> Pose:
     try:
-        x, y, angle = (float(part) for part in text.split(","))
-        if not all(map(math.isfinite, (x, y, angle))):
+        numbers = [float(part) for part in text.split(",")]
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: must be three numbers, as in 356,356,0.785") from None
+    try:
+        x, y, angle = checked_row("goal", numbers, 3, GOAL_RANGE, positions=2)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return x, y, angle
+
+
+def training_with_lerobot(output: Path, goal: Pose) -> str:
+    """LeRobot's command that trains on the data set, for a shell, and evaluates where it can."""
+    root = shlex.quote(f"--dataset.root={output}")
+    command = f"lerobot-train --dataset.repo_id=local/pusht {root} --policy.type=diffusion --policy.push_to_hub=false"
+    if goal == GOAL_POSE:
+        return f"  {command} --env.type=pusht --env.obs_type=environment_state_agent_pos"
+    return f"  {command}\n  (without --env.type=pusht: its goal is the standard one, so it would measure another task)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,17 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         replay = load_lerobot(source) if is_lerobot(source) else load_replay(source, arrays=("action", "state"))
         goal = arguments.goal or goal_of(source) or GOAL_POSE
         output = export_lerobot(replay, arguments.output, goal_pose=goal, force=arguments.force, task=arguments.task)
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         return report_failure(error)
     print(f"{replay.n_episodes} episodes ({replay.n_steps:,} steps) are in {output}, a LeRobot v3.0 data set")
     print("with LeRobot:")
     print(f'  dataset = LeRobotDataset("local/pusht", root="{output}")')
-    print(
-        f"  lerobot-train --dataset.repo_id=local/pusht --dataset.root={output} --policy.type=diffusion"
-        " --policy.push_to_hub=false --env.type=pusht --env.obs_type=environment_state_agent_pos"
-    )
-    elsewhere = "" if goal == GOAL_POSE else f" {goal_setting(goal)}"
-    print(f"here:\n  python scripts/train_policy.py dataset.path={output}{elsewhere}")
+    print(training_with_lerobot(output, goal))
+    print(f"here:\n  {training_command(output, replay.n_episodes, goal)}")
     return 0
 
 

@@ -11,6 +11,7 @@ from envs.pusht.geometry import GOAL_POSE
 from immiscible_policy.cli import report_failure
 from immiscible_policy.data.generate import generate_demonstrations
 from immiscible_policy.data.replay import load_replay
+from immiscible_policy.data.sources import training_command
 
 EPILOG = """\
 settings (name=value, all optional):
@@ -98,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{path}: {replay.n_episodes} episodes, {replay.n_steps / replay.n_episodes:.0f} steps each, "
         f"{time.monotonic() - started:.0f} s"
     )
-    goal = f" 'task.goal_pose=[{','.join(map(str, given['goal']))}]'" if "goal" in given else ""
-    print(f"train on them: python scripts/train_policy.py dataset.path={path}{goal}")
+    print(f"train on them: {training_command(path, replay.n_episodes, given.get('goal', GOAL_POSE))}")
     return 0
 
 

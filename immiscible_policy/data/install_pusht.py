@@ -7,6 +7,7 @@ half a data set behind.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import stat
 import zipfile
 import zlib
@@ -89,9 +90,10 @@ def fetch_pusht(
 
 def by_hand(url: str, zip_path: Path) -> str:
     """What a person can do when the host does not answer."""
+    archive, directory = shlex.quote(str(zip_path)), shlex.quote(str(zip_path.parent))
     return (
         f"By hand: fetch {url} on any machine, save it as {zip_path}, then run"
-        f" `python scripts/download_pusht.py --archive {zip_path} --directory {zip_path.parent}`"
+        f" `python scripts/download_pusht.py --archive {archive} --directory {directory}`"
     )
 
 

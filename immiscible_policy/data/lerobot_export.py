@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.pusht.geometry import CONTROL_HZ, GOAL_POSE, SUCCESS_COVERAGE, Pose, coverage_batch
+from envs.pusht.task import checked_row
 from envs.pusht.vertices import BLOCK_VERTICES, vertices_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, is_lerobot
@@ -33,6 +34,7 @@ from immiscible_policy.files import alone, replace_folder
 TASK = "Push the T-shaped block onto the T-shaped target."  # the wording of the published data sets
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
 FILES_PER_CHUNK = 1000
+GOAL_RANGE = "x and y in [0, 512] and an angle in radians"
 
 _FILE_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VERTEX_NAMES = [f"vertex_{index}_{axis}" for index in range(len(BLOCK_VERTICES)) for axis in "xy"]
@@ -86,7 +88,7 @@ def export_lerobot(
 
     Raises:
         DataError: `action` or `state` was not loaded. FileExistsError: something is at `output` already, and
-        `force` is not set or it is no LeRobot data set. ValueError: file_size_mb is out of range.
+        `force` is not set or it is no LeRobot data set. ValueError: file_size_mb or goal_pose is out of range.
     """
     output = Path(output).expanduser()
     missing = [name for name in ("action", "state") if name not in replay.arrays]
@@ -94,13 +96,13 @@ def export_lerobot(
         raise DataError(f"array {missing[0]!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
     if not is_integer(file_size_mb, 1):
         raise ValueError(f"file_size_mb is {file_size_mb!r}; allowed: an integer of at least 1")
-    with alone(output):
-        undo_replacing(output)
-        _refuse_existing(output, force)
-        columns = _step_columns(replay, goal_pose)
-        with staged(output) as folder:
-            _write(folder, columns, replay.episode_ends, task, file_size_mb, goal_pose)
-            replace_folder(folder, output)
+    x, y, angle = checked_row("goal_pose", goal_pose, 3, GOAL_RANGE, positions=2)
+    undo_replacing(output)
+    _refuse_existing(output, force)
+    columns = _step_columns(replay, (x, y, angle))
+    with alone(output), staged(output) as folder:
+        _write(folder, columns, replay.episode_ends, task, file_size_mb, (x, y, angle))
+        replace_folder(folder, output)
     return output
 
 
@@ -172,8 +174,7 @@ def _write(folder: Path, columns: Columns, ends: np.ndarray, task: str, file_siz
     _write_parquet(folder / "meta" / "tasks.parquet", [_tasks_table(task)])
     _write_json(folder / "meta" / "stats.json", _stats(columns))
     # LeRobot has no entry for the goal, and passes over what it does not know.
-    goal = [float(value) for value in goal_pose]
-    _write_json(folder / INFO, {**_info(len(stops), stops[-1], file_size_mb), "goal_pose": goal})
+    _write_json(folder / INFO, {**_info(len(stops), stops[-1], file_size_mb), "goal_pose": list(goal_pose)})
 
 
 def _file_numbers(sizes: list[int], file_size_mb: int) -> list[int]:

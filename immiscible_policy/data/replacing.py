@@ -30,9 +30,8 @@ def undo_replacing(target: Path) -> None:
 
     To be called before anybody looks what is at `target`.
     """
-    old = set_aside(target)
-    if old.exists() and not target.exists():
-        os.rename(old, target)
+    if not target.exists() and set_aside(target).exists():
+        os.rename(set_aside(target), target)
 
 
 def remove_replaced(target: Path) -> None:

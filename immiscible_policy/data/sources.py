@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,15 @@ def goal_of(path: str | Path) -> Pose | None:
 def goal_setting(goal: Pose) -> str:
     """The setting of `scripts/train_policy.py` for a goal, as it is given on a command line."""
     return f"'task.goal_pose=[{','.join(map(str, goal))}]'"
+
+
+def training_command(path: Path, n_episodes: int, goal: Pose = GOAL_POSE) -> str:
+    """The command that trains on demonstrations for a goal, for a shell."""
+    settings = [shlex.quote(f"dataset.path={path}")]
+    # None can be held out where there is one.
+    settings += ["dataset.val_ratio=0"] if n_episodes == 1 else []
+    settings += [] if goal == GOAL_POSE else [goal_setting(goal)]
+    return f"python scripts/train_policy.py {' '.join(settings)}"
 
 
 def load_demonstrations(path: Path, arrays: tuple[str, ...], n_episodes: int | None = None) -> ReplayData:

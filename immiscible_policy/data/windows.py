@@ -153,7 +153,9 @@ def split_episodes(
     if max_train_episodes is not None and max_train_episodes < 1:
         raise ValueError(f"max_train_episodes must be at least 1 or None, got {max_train_episodes}")
     if val_ratio > 0 and n_episodes == 1:
-        raise ValueError(f"val_ratio {val_ratio} needs at least 2 episodes, got 1: use val_ratio=0")
+        raise ValueError(
+            f"val_ratio {val_ratio} needs at least 2 episodes, got 1: hold none out with dataset.val_ratio=0"
+        )
 
     val_mask = np.zeros(n_episodes, dtype=bool)
     if val_ratio > 0:

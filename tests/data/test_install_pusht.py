@@ -12,7 +12,14 @@ import pytest
 
 from immiscible_policy import download
 from immiscible_policy.data import install_pusht as module
-from immiscible_policy.data.install_pusht import PUSHT_DIGEST, PUSHT_STORE, content_digest, fetch_pusht, install_store
+from immiscible_policy.data.install_pusht import (
+    PUSHT_DIGEST,
+    PUSHT_STORE,
+    by_hand,
+    content_digest,
+    fetch_pusht,
+    install_store,
+)
 from immiscible_policy.data.replay import load_replay
 from immiscible_policy.download import DownloadError
 from immiscible_policy.files import set_aside
@@ -62,10 +69,10 @@ def test_an_archive_of_your_own_is_kept(tmp_path, known):
 
 def test_an_archive_saved_by_hand_is_used_and_kept(tmp_path, known, closed_url):
     (tmp_path / "out").mkdir()
-    by_hand = tmp_path / "out" / "pusht.zip"
-    by_hand.write_bytes(known.read_bytes())
+    saved = tmp_path / "out" / "pusht.zip"
+    saved.write_bytes(known.read_bytes())
     fetch_pusht(tmp_path / "out", url=closed_url, progress=False)
-    assert by_hand.exists()
+    assert saved.exists()
     assert load_replay(tmp_path / "out" / PUSHT_STORE).n_steps == 41
 
 
@@ -237,6 +244,11 @@ def test_command_says_in_one_line_what_to_do_by_hand(tmp_path, closed_url, main,
     archive = tmp_path / "out" / "pusht.zip"
     assert f"save it as {archive}, then run" in message
     assert f"scripts/download_pusht.py --archive {archive} --directory {tmp_path / 'out'}" in message
+
+
+def test_the_command_to_go_on_by_hand_can_be_typed():
+    command = "--archive '/my data/pusht.zip' --directory '/my data'`"
+    assert by_hand("https://x", Path("/my data/pusht.zip")).endswith(f"`python scripts/download_pusht.py {command}")
 
 
 def test_command_refuses_a_bad_argument_in_one_line(tmp_path, main, capsys):

@@ -298,6 +298,13 @@ def test_file_size_out_of_range(tmp_path, size):
         export_lerobot(made_up(), tmp_path / "set", file_size_mb=size)
 
 
+@pytest.mark.parametrize("goal", [(600, 256, 0), (-1.0, 256, 0), (256, 256), (256, 256, math.nan)])
+def test_a_goal_out_of_range(tmp_path, goal):
+    with pytest.raises(ValueError, match=r"goal_pose is .*; allowed: x and y in \[0, 512\] and an angle in radians"):
+        export_lerobot(made_up(), tmp_path / "set", goal_pose=goal)
+    assert not (tmp_path / "set").exists()
+
+
 def test_damage_is_noticed_or_does_no_harm(tmp_path):
     """Cut files and flipped bytes: a DataError of one line, or the values that were written."""
     replay = made_up()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from envs.pusht.geometry import GOAL_POSE, Pose
 from immiscible_policy.data import sources
 from immiscible_policy.data.lerobot_export import export_lerobot
 from immiscible_policy.data.replay import DataError, load_replay
-from immiscible_policy.data.sources import DemonstratorSet, goal_of, load_demonstrations, locate_demonstrations
+from immiscible_policy.data.sources import (
+    DemonstratorSet,
+    goal_of,
+    load_demonstrations,
+    locate_demonstrations,
+    training_command,
+)
 
 Arrays = dict[str, np.ndarray]
 MakeStore = Callable[..., Arrays]
@@ -159,3 +166,16 @@ def test_lerobot_folders_say_their_goal_where_they_were_written_here(make_store:
 def test_what_is_missing_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no demonstrations at .*nowhere.*download_pusht\.py.*dataset=demonstrator"):
         load_demonstrations(tmp_path / "nowhere", ("action",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((Path("a.zarr"), 2), "dataset.path=a.zarr"),
+        ((Path("a.zarr"), 2, GOAL_POSE), "dataset.path=a.zarr"),
+        ((Path("a.zarr"), 1), "dataset.path=a.zarr dataset.val_ratio=0"),
+        ((Path("my demos.zarr"), 2, (1.0, 2.0, 3.5)), "'dataset.path=my demos.zarr' 'task.goal_pose=[1.0,2.0,3.5]'"),
+    ],
+)
+def test_the_command_that_trains_on_them(arguments: tuple[Any, ...], expected: str) -> None:
+    assert training_command(*arguments) == f"python scripts/train_policy.py {expected}"

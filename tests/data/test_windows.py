@@ -193,7 +193,7 @@ def test_split_follows_its_seed():
         ((10, 1.0, 0), r"val_ratio must be in \[0, 1\), got 1.0"),
         ((10, float("nan"), 0), r"val_ratio must be in \[0, 1\), got nan"),
         ((10, 0.1, 0, 0), "max_train_episodes must be at least 1 or None, got 0"),
-        ((1, 0.1, 0), "val_ratio 0.1 needs at least 2 episodes, got 1"),
+        ((1, 0.1, 0), "val_ratio 0.1 needs at least 2 episodes, got 1: hold none out with dataset.val_ratio=0"),
     ],
 )
 def test_split_arguments_out_of_range(arguments, message):

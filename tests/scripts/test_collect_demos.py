@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 import pygame
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from envs.pusht import PushTEnv
+from immiscible_policy import cli
 from immiscible_policy.data.replay import ReplayData, load_replay
 from immiscible_policy.data.replay_writer import read_attributes, write_replay
+from immiscible_policy.policy_data import load_data
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "collect_demos.py"
 Record = Callable[..., int]
@@ -117,6 +122,20 @@ def test_sessions_go_on_where_the_last_one_ended(
         "seed_start": 0,
         "control_hz": 10,
     }
+
+
+def test_the_command_that_is_printed_trains_on_a_single_episode(
+    record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder whose name a shell would split."""
+    assert record(pushes(0, 20), "--output", "my demos.zarr") == 0
+    command = capsys.readouterr().out.splitlines()[-1].strip()
+    assert command == "python scripts/train_policy.py 'dataset.path=my demos.zarr' dataset.val_ratio=0"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(cli.CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train_policy", cli.quote_values(shlex.split(command)[1:])[1:])
+    data = load_data(cfg)
+    assert (len(data.train) > 0, data.validation) == (True, None)
 
 
 def test_the_last_episode_is_deleted_on_the_disk_too(record: Record) -> None:

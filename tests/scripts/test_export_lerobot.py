@@ -96,7 +96,7 @@ def test_rewards_are_for_the_goal_that_the_store_names(tmp_path, main, given):
 def test_the_goal_goes_on_with_the_set_and_into_the_command_that_trains_on_it(tmp_path, main, capsys):
     state = np.tile(np.array([50.0, 50.0, 356.0, 356.0, 0.785], np.float32), (2, 1))
     episode = {"state": state, "action": state[:, :2], "keypoint": np.zeros((2, 9, 2))}
-    write_replay(tmp_path / "elsewhere.zarr", [episode], {"goal_pose": [356.0, 356.0, 0.7853981]})
+    write_replay(tmp_path / "elsewhere.zarr", [episode, episode], {"goal_pose": [356.0, 356.0, 0.7853981]})
     first, again = tmp_path / "set", tmp_path / "again"
     for source, output in ((tmp_path / "elsewhere.zarr", first), (first, again)):
         assert main([str(source), "--output", str(output)]) == 0
@@ -116,3 +116,29 @@ def test_a_goal_that_is_no_pose_is_refused(store, main, capsys, goal):
     with pytest.raises(SystemExit):
         main([str(store), "--output", "new", "--goal", goal])
     assert f"'{goal}': must be three numbers, as in 356,356,0.785" in capsys.readouterr().err
+
+
+def test_a_goal_outside_the_window_is_refused(store, main, capsys):
+    with pytest.raises(SystemExit):
+        main([str(store), "--output", "new", "--goal=600,256,0"])
+    said = capsys.readouterr().err
+    assert "error: argument --goal: goal is [600.0, 256.0, 0.0]; allowed: x and y in [0, 512] and an angle" in said
+
+
+def test_lerobot_evaluates_only_where_its_goal_is_the_same(tmp_path, store, main, capsys):
+    evaluation = "--env.type=pusht --env.obs_type=environment_state_agent_pos"
+    assert main([str(store), "--output", str(tmp_path / "set")]) == 0
+    assert evaluation in capsys.readouterr().out
+    assert main([str(store), "--output", str(tmp_path / "elsewhere"), "--goal", "356,356,0.785"]) == 0
+    said = capsys.readouterr().out
+    assert evaluation not in said
+    assert "(without --env.type=pusht: its goal is the standard one, so it would measure another task)" in said
+
+
+def test_the_commands_that_are_printed_can_be_typed(tmp_path, make_store, main, capsys):
+    make_store(tmp_path / "replay.zarr", lengths=(12,))
+    output = tmp_path / "my set"
+    assert main([str(tmp_path / "replay.zarr"), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert f" '--dataset.root={output}' --policy" in said
+    assert said.endswith(f"train_policy.py 'dataset.path={output}' dataset.val_ratio=0\n")

@@ -78,6 +78,11 @@ def test_with_all_settings(run: Run, asked: list[Any], capsys: pytest.CaptureFix
     assert said.endswith("dataset.path=my/store.zarr 'task.goal_pose=[356.0,300.5,-1.0]'\n")
 
 
+def test_the_command_that_is_printed_can_be_typed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("output=my demos.zarr") == 0
+    assert capsys.readouterr().out.endswith(" scripts/train_policy.py 'dataset.path=my demos.zarr'\n")
+
+
 def test_each_seed_has_a_store_of_its_own_and_the_last_setting_counts(run: Run, asked: list[Any]) -> None:
     assert run("seed=1", "images=false", "seed=12") == 0
     assert asked[0][:4] == (Path("data/pusht/demonstrator_seed12.zarr"), 200, 12, False)
