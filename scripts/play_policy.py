@@ -23,6 +23,8 @@ from immiscible_policy.evaluation.play_window import play
 from immiscible_policy.policy.inference_coupling import MODES
 from immiscible_policy.training.precision import resolve_device
 
+RECORDED_STEPS = 300
+VIDEO_DIR = Path("outputs/play")
 EXAMPLES = f"""\
 keys:
 {chr(10).join(f"  {key:<12} {meaning}" for key, meaning in KEYS_IN_WORDS)}
@@ -35,8 +37,8 @@ examples:
   python scripts/play_policy.py <run> --record out.mp4 --steps 300 --disturb 120 # no display; disturbed at 12 s
 
 Every policy is shown on the task that it was trained for. A seed starts as in the evaluations (100000 and up are the
-published test states), and undisturbed it goes on as there, up to rounding; but the episode does not end with
-success, so that you can disturb the policy again.
+published test states). Undisturbed, and with the inference steps, coupling and noise scale of the evaluation, it goes
+on as there, up to rounding; but the episode does not end with success, so that you can disturb the policy again.
 The policy thinks within the window's loop: less than 0.1 s of one core for the default network and 10 inference steps,
 once in 8 control steps. With a larger network use fewer inference steps, or --device cuda.
 """
@@ -59,24 +61,42 @@ def build_parser() -> argparse.ArgumentParser:
     add("--speed", type=float, default=1.0, help="simulated seconds in a second (default: %(default)s)")
     add("--fps", type=float, default=10.0, help="pictures a second in videos; 30 moves smoothly (default: %(default)s)")
     add("--record", type=Path, metavar="FILE.mp4", help="write a video instead of opening a window")
-    add("--steps", type=int, default=300, help="control steps (0.1 s each) to record (default: %(default)s)")
+    add("--steps", type=int, help=f"control steps (0.1 s each) to record (default: {RECORDED_STEPS})")
     about = "when recording: shift and turn the block at random after so many steps"
     add("--disturb", type=int, nargs="+", default=[], metavar="STEP", help=about)
-    about = "where the key v saves videos (default: %(default)s)"
-    add("--video-dir", type=Path, default=Path("outputs/play"), help=about)
+    add("--video-dir", type=Path, help=f"where the key v saves videos (default: {VIDEO_DIR})")
     add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Plays, or records, and prints where the videos are."""
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError for arguments that are out of range, or that would have no effect."""
     if arguments.threads < 1:
         raise ValueError(f"--threads is {arguments.threads}; allowed: integers of at least 1")
-    if arguments.record is None and arguments.disturb:
-        raise ValueError("--disturb is for --record; in the window press d")
-    if arguments.record is not None and len(arguments.policies) > 1:
+    if arguments.record is None:
+        if arguments.disturb:
+            raise ValueError("--disturb is for --record; in the window press d")
+        if arguments.steps is not None:
+            raise ValueError("--steps is for --record; the window stays until you press q")
+        return
+    if len(arguments.policies) > 1:
         raise ValueError(f"--record shows one policy, but {len(arguments.policies)} were given")
+    if arguments.video_dir is not None:
+        raise ValueError("--video-dir is for the window; --record itself says where the video goes")
+    if arguments.record.suffix != ".mp4":
+        raise ValueError(f"--record is {arguments.record}; allowed: a name that ends in .mp4")
+    n_steps = RECORDED_STEPS if arguments.steps is None else arguments.steps
+    if n_steps < 1:
+        raise ValueError(f"--steps is {n_steps}; allowed: integers of at least 1")
+    outside = [step for step in arguments.disturb if not 0 <= step < n_steps]
+    if outside:
+        raise ValueError(f"--disturb is {outside[0]}; allowed: 0 to {n_steps - 1}, before the last of --steps {n_steps}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Plays, or records, and prints where the videos are."""
+    check(arguments)
     torch.set_num_threads(arguments.threads)
     policies = load_policies(arguments.policies, resolve_device(arguments.device))
     session = PlaySession(
@@ -88,15 +108,16 @@ def run(arguments: argparse.Namespace) -> None:
         noise_scale=arguments.noise_scale,
     )
     if arguments.record is None:
-        window = play(session, arguments.video_dir, arguments.fps, arguments.speed)
+        window = play(session, arguments.video_dir or VIDEO_DIR, arguments.fps, arguments.speed)
         for line in (*(f"video {path}" for path in window.videos), *window.problems):
             print(line)
         return
-    with tqdm(total=arguments.steps, desc="record", unit="step", leave=False, disable=None) as bar:
+    n_steps = arguments.steps or RECORDED_STEPS
+    with tqdm(total=n_steps, desc="record", unit="step", leave=False, disable=None) as bar:
         path = record(
             session,
             arguments.record,
-            arguments.steps,
+            n_steps,
             arguments.fps,
             arguments.speed,
             arguments.disturb,

@@ -10,7 +10,7 @@ import numpy as np
 from envs.pusht.geometry import CONTROL_HZ
 from immiscible_policy.evaluation.play import PlaySession
 from immiscible_policy.evaluation.play_picture import PlayPicture
-from immiscible_policy.evaluation.video import write_video
+from immiscible_policy.evaluation.video import require_writable, write_video
 
 
 class PackedFrames(Sequence[np.ndarray]):
@@ -97,7 +97,7 @@ def record(
 
     Raises:
         ValueError: an argument out of range.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; if that can be known, before the first step.
     """
     if path.suffix != ".mp4":
         raise ValueError(f"path is {path}; allowed: a name that ends in .mp4")
@@ -108,6 +108,7 @@ def record(
     late = [step for step in disturb_at if not 0 <= step < n_steps]
     if late:
         raise ValueError(f"disturb_at is {late[0]}; allowed: 0 to {n_steps - 1}, before the last of n_steps={n_steps}")
+    require_writable(path)
     picture, frames = PlayPicture(session), PackedFrames()
     steps_per_frame = CONTROL_HZ * speed / fps
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,11 +62,27 @@ def write_video(frames: Sequence[np.ndarray], path: str | Path, fps: float = 10)
         try:
             for frame in frames:
                 encoder.send(np.ascontiguousarray(_even(frame)))
+        except OSError as error:
+            # What follows in its text is the encoder's whole command line.
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"cannot write {path}: the video encoder has stopped ({reason})") from error
         finally:
             encoder.close()
         if not partial.is_file() or partial.stat().st_size == 0:
             raise OSError(f"the video encoder wrote nothing for {path}: is the disk full?")
     return path
+
+
+def require_writable(path: Path) -> None:
+    """OSError unless a video can be written there; missing folders are made. To be known before its frames are."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def film_strip(

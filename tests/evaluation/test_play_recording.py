@@ -111,6 +111,13 @@ def test_arguments_are_checked_before_any_step(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_nothing_can_be_written_no_step_is_made(session: PlaySession, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write"):
+        record(session, tmp_path / "file" / "out.mp4", n_steps=10)
+    assert session.n_steps == 0
+
+
 def test_packed_frames_are_the_frames() -> None:
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (6, 8, 3)).astype(np.uint8) for _ in range(4)]

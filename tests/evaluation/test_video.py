@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from immiscible_policy.evaluation.video import film_strip, write_video
+from immiscible_policy.evaluation.video import film_strip, require_writable, write_video
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
@@ -92,6 +92,25 @@ def test_a_failure_midway_leaves_the_old_video_and_no_rest(tmp_path, monkeypatch
         write_video([plain(BLUE)] * 3, path)
     assert path.read_bytes() == before
     assert only_file(tmp_path) == ["v.mp4"]
+
+
+def test_an_encoder_that_stops_is_told_in_one_line(tmp_path, monkeypatch):
+    """Its own report is a paragraph."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    frames = [plain(RED, 512, 512)] * 20
+    with pytest.raises(OSError, match=r"^cannot write \S+/v.mp4: the video encoder has stopped \(.*Broken pipe\)$"):
+        write_video(frames, tmp_path / "v.mp4")
+    assert only_file(tmp_path) == []
+
+
+def test_where_no_video_can_be_written_is_known_beforehand(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, reason in (("file/v.mp4", "(Not a directory|File exists)"), ("folder.mp4", "Is a directory")):
+        with pytest.raises(OSError, match=rf"^cannot write \S+/{name}: {reason}$"):
+            require_writable(tmp_path / name)
+    require_writable(tmp_path / "new" / "v.mp4")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_an_encoder_that_writes_nothing_is_an_error(tmp_path, monkeypatch):
