@@ -46,8 +46,8 @@ class PlaySession:
     The episode of a seed is that of an evaluation: the same initial state, initial noises from the stream
     (noise_seed, seed), a chunk of ``n_action_steps`` actions executed before the next is predicted. It does not end by
     itself. As soon as the person moves the block, what is left of the chunk is dropped and the policy predicts
-    again from what it sees. Another policy takes the scene over as it stands (with its own goal, if it has another)
-    and begins, as at a reset, with a history that repeats what it sees.
+    again from what it sees. Another policy takes the scene over as it stands (with its own goal, if it has another,
+    which then is still to be reached) and begins, as at a reset, with a history that repeats what it sees.
 
     Args:
         policies: at least one; the first one begins.
@@ -132,7 +132,7 @@ class PlaySession:
 
     @property
     def max_coverage(self) -> float:
-        """The largest share since the reset, whoever moved the block."""
+        """The largest share, whoever moved the block; from the first step on, as evaluations count it."""
         return max(self._env.max_coverage, self.coverage)
 
     @property
@@ -198,6 +198,8 @@ class PlaySession:
         self.index = index
         env = self._environments[index]
         env.take_over(self._env)
+        if env.task.goal_pose != self._env.task.goal_pose:
+            self.success_step = None
         self._env = env
         self._begin(env.observation())
         self.say(f"policy {index + 1}: {self.name}")
@@ -264,6 +266,8 @@ class PlaySession:
                 self._history.push(_batch_of_one(self._env.observation()))
                 self._world_changed = False
             self._chunk, self._executed = self._predict(), 0
+        if self.n_steps == 0:
+            self._env.max_coverage = 0.0  # what the initial state covers is nobody's merit
         observation, _, success, _, _ = self._env.step(self._chunk[self._executed])
         self._executed += 1
         self.n_steps += 1

@@ -15,7 +15,7 @@ from immiscible_policy.training.precision import autocast
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode's outcome.
+    """One episode's outcome, from the first step on: the initial state itself does not count.
 
     ``max_reward`` is the published score: the largest coverage / 0.95, clipped to 1. ``max_coverage`` and
     ``final_coverage`` are raw shares of the goal's area. ``success`` means that coverage passed 0.95. ``length`` is in

@@ -89,7 +89,7 @@ def drag(session: PlaySession, dx: float, dy: float, n_steps: int) -> None:
 def test_left_alone_an_episode_is_that_of_an_evaluation(obs_type: str, coupling: str, scale: float) -> None:
     named = tiny(obs_type=obs_type)
     session = PlaySession([named], seed=100_003, num_inference_steps=3, inference_coupling=coupling, noise_scale=scale)
-    largest = session.coverage
+    largest = 0.0
     for _ in range(40):
         session.step()
         largest = max(largest, session.coverage)
@@ -104,7 +104,8 @@ def test_left_alone_an_episode_is_that_of_an_evaluation(obs_type: str, coupling:
     (episode,) = result.episodes
     assert session.n_steps == episode.length == 40
     assert (session.coverage, session.max_coverage) == pytest.approx((episode.final_coverage, largest), abs=1e-5)
-    assert session.max_coverage == pytest.approx(max(result.recordings[0].coverages), abs=1e-5)
+    assert session.max_coverage == pytest.approx(episode.max_coverage, abs=1e-5)
+    assert session.max_coverage == pytest.approx(max(result.recordings[0].coverages[1:]), abs=1e-5)
     assert session.success_step is None
 
 
@@ -145,6 +146,28 @@ def test_success_does_not_end_the_episode() -> None:
     assert (session.n_steps, session.success_step) == (3, 1)
     session.handle(Command.SAME_SEED)
     assert (session.n_steps, session.success_step) == (0, None)
+
+
+def test_the_initial_state_does_not_count_as_in_evaluations() -> None:
+    goal = tuple(PushTEnv().reset(seed=5)[0][2:])
+    session = PlaySession([tiny(task={"goal_pose": goal})], seed=5)
+    assert session.max_coverage == session.coverage == pytest.approx(1.0)
+    session.disturb()
+    steps(session, 1)
+    assert session.max_coverage == session.coverage < 0.99
+    steps(session, 3)
+    session.handle(Command.SAME_SEED)
+    assert session.max_coverage == session.coverage == pytest.approx(1.0)
+
+
+def test_another_goal_is_still_to_be_reached() -> None:
+    goal = tuple(PushTEnv().reset(seed=5)[0][2:])
+    session = PlaySession([tiny(task={"goal_pose": goal}), tiny(task={"goal_pose": goal}), tiny()], seed=5)
+    steps(session, 1)
+    session.switch(1)
+    assert session.success_step == 1
+    session.switch(2)
+    assert session.success_step is None
 
 
 # --- keys ---
