@@ -6,13 +6,14 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from image_diffusion.analysis.check import check_values, evaluation_of
 from image_diffusion.analysis.curves import DistanceCurves
 from image_diffusion.analysis.perturbation import Perturbation, perturbation_stability, perturbed_images
 from image_diffusion.analysis.plots import (
@@ -34,7 +35,7 @@ from image_diffusion.base_model import ImageModel
 from image_diffusion.data import ImageDataset, ImageSource, load_images, recorded_images
 from image_diffusion.data.record import check_unchanged
 from image_diffusion.evaluation import ImageEvaluation, build_extractor, data_reference
-from image_diffusion.metrics import METRICS, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics
+from image_diffusion.metrics import MEASURES, DigitsCnn, FeatureExtractor, Measurement, ReferenceStatistics
 from immiscible_policy.files import finite, write_json, write_text
 
 Arms = Mapping[str, Sequence[ImageRun]]
@@ -93,9 +94,7 @@ def _measures(arms: Arms, settings: Mapping[str, Any], device: str) -> _Measures
     """
     trainings = [run for runs in arms.values() for run in runs]
     saved = _configuration(trainings[0])
-    known = {field.name for field in fields(ImageEvaluation)}
-    config = ImageEvaluation(**saved["evaluation"])
-    config = replace(config, metrics=("fd",), **{name: settings[name] for name in settings if name in known})
+    config = evaluation_of(saved["evaluation"], settings)
     data = load_images(ImageSource.from_config(saved["dataset"]))
     for run in trainings:
         recorded = recorded_images(run.run_dir)
@@ -138,7 +137,8 @@ def _is_of(metric: str, key: str) -> bool:
     """Whether a number's name, see ``metrics.result_key``, is one of this metric."""
     if metric == "fd" and (key == "fid" or key.startswith("fid_")):
         return True
-    longer = [name for name in METRICS if name.startswith(f"{metric}_")]  # fd_floor is no fd
+    names = [name for measures in MEASURES.values() for name in measures]
+    longer = [name for name in names if name.startswith(f"{metric}_")]  # fd_floor is no fd
     return key.startswith(f"{metric}_") and not any(key.startswith(f"{name}_") for name in longer)
 
 
@@ -159,7 +159,7 @@ def _perturbation(
     stability = perturbation_stability(models, range(seed, seed + n_images), extractor, how)
     plot_stability(stability, place.path("stability.png"))
     written = [*place.write("stability", stability.markdown(), stability.to_json()), place.path("stability.png")]
-    for arm, by_seed in models.items():
+    for arm, by_seed in models.items() if n_pictures else ():
         images = perturbed_images(next(iter(by_seed.values())), range(seed, seed + n_pictures), how)
         for index in range(n_pictures):
             path = place.path(f"{arm}-image{index}.png")
@@ -183,7 +183,7 @@ def _trajectory(
     plot_statistics(statistics, place.path("calls.png"))
     written = [*place.write("calls", statistics.markdown(), statistics.to_json()), place.path("calls.png")]
     first = {arm: next(iter(by_seed.values())) for arm, by_seed in models.items()}
-    for arm, model in first.items():
+    for arm, model in first.items() if n_pictures else ():
         path = place.path(f"{arm}-predictions.png")
         predicted = record_trajectory(model, range(seed, seed + n_pictures), None, num_inference_steps)
         plot_trajectory(predicted, path, to_images=model.to_images)
@@ -262,13 +262,14 @@ def check_analysis(study: Study) -> None:
     """Refuse a name or a setting that no analysis has, or cannot do with, before anything is trained.
 
     Raises:
-        ValueError: names those that exist.
+        ValueError: names those that exist, or the value and what is allowed.
     """
     name = study.analysis["name"]
     if name not in ANALYSES:
         raise ValueError(f"analysis.name={name!r}: choose one of {', '.join(ANALYSES)}")
     parameters = [*inspect.signature(ANALYSES[name]).parameters.values()][2:]
-    allowed = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    own = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    allowed = set(own)
     if len(allowed) < len(parameters):  # what the rest goes to
         allowed |= {field.name for field in fields(Perturbation if name == "perturbation" else ImageEvaluation)}
         # The metric is the analysis' own, and sampling_steps goes through numbers of steps.
@@ -276,9 +277,7 @@ def check_analysis(study: Study) -> None:
     unknown = set(study.settings) - allowed
     if unknown:
         raise ValueError(f"analysis: {', '.join(sorted(unknown))} is none of {', '.join(sorted(allowed))}")
-    guidance = study.settings.get("guidance_scale", 1.0)
-    if name == "step_distance" and guidance != 1.0:
-        raise ValueError(f"analysis: guidance_scale={guidance}: predictions of single calls are without guidance (1)")
+    check_values(name, {**own, **study.settings}, [run.configuration() for run in study.baselines()])
 
 
 def analyze(study: Study, folder: Path, device: str = "cpu") -> list[Path]:

@@ -11,8 +11,15 @@ from image_diffusion.analysis.curves import DistanceCurves
 from image_diffusion.analysis.trajectory import n_calls
 from image_diffusion.evaluation import ImageEvaluation, evaluate_model
 from image_diffusion.metrics import FeatureExtractor, Measurement, ReferenceStatistics, result_key
+from immiscible_policy.checks import is_integer
 
 PUBLISHED_STEPS = (1000, 500, 100, 50, 20)
+
+
+def check_steps(steps: Sequence[int]) -> None:
+    """Raise a ValueError for no numbers of network calls, one twice, or one that is none."""
+    if not steps or not all(is_integer(count, 1) for count in steps) or len(set(steps)) < len(steps):
+        raise ValueError(f"steps={list(steps)}: needs different integers, each at least 1")
 
 
 def sampling_steps(
@@ -40,8 +47,7 @@ def sampling_steps(
     Raises:
         ValueError: no steps, one twice or more than a model can take (all before any work is done).
     """
-    if not steps or len(set(steps)) < len(steps) or min(steps) < 1:
-        raise ValueError(f"steps={list(steps)}: needs different numbers, each at least 1")
+    check_steps(steps)
     arms = models_by_seed(models)
     for arm, by_seed in arms.items():
         for model in by_seed.values():

@@ -9,12 +9,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
 from image_diffusion.base_model import ImageModel
 from image_diffusion.model import last_model_folder, load_image_model
+from immiscible_policy.cli import CONFIG_DIR, explain
 from immiscible_policy.grid_run import GridRun, check_grid, running, work_off
 from immiscible_policy.training.metrics import read_metrics
 
@@ -35,6 +43,20 @@ class ImageRun(GridRun):
         made = {key: summary[key] for key in ("command", "versions", "precision", "num_threads", "parameters")}
         records = {name: {k: v for k, v in one["record"].items() if k != "run"} for name, one in measured.items()}
         return {**made, "pixels_hash": summary["data"]["pixels_hash"], "measurements": records}
+
+    def configuration(self) -> DictConfig:
+        """What it is trained with, whether or not that has been done.
+
+        Raises:
+            ValueError: an override that cannot be.
+        """
+        # A script of Hydra's is at work with these configurations already.
+        begun = GlobalHydra.instance().is_initialized()
+        try:
+            with nullcontext() if begun else initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+                return compose("train_image", [*self.overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(f"{self.folder.name}: {explain(error, 'train_image')}") from error
 
     def curve(self, name: str) -> dict[int, float]:
         """A number of ``metrics.jsonl`` by training step; a resumed run's last word counts."""
@@ -112,6 +134,11 @@ class Study:
     def trainings(self, folder: Path) -> list[ImageRun]:
         """All trainings; ``folder`` is that of all sets of runs."""
         return ImageRun.grid(folder / self.runs, self.chosen, self.seeds, [*self.train, *self.extra])
+
+    def baselines(self) -> list[ImageRun]:
+        """The baseline's trainings of the first seed, one for every combination of the other factors, in no folder."""
+        runs = self.trainings(Path())
+        return [run for run in runs if run.seed == self.seeds[0] and run.levels[self.compare] == self.baseline]
 
     def groups(self, folder: Path) -> Iterator[tuple[str, dict[str, list[ImageRun]]]]:
         """For every combination of the other factors its name and its arms' finished trainings, the baseline first.

@@ -21,6 +21,12 @@ Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
 """Arm -> training seed -> training step -> distance."""
 
 
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Raise a ValueError unless there is a threshold, and all are positive."""
+    if not thresholds or not all(value > 0 for value in thresholds):
+        raise ValueError(f"thresholds={list(thresholds)}: needs positive numbers")
+
+
 @dataclass(frozen=True)
 class TrainingCurves:
     """Distances of several arms while they train.
@@ -38,8 +44,7 @@ class TrainingCurves:
     def __post_init__(self) -> None:
         if not self.curves or not all(self.curves.values()):
             raise ValueError("curves: needs at least one arm, and a training seed of every arm")
-        if not self.thresholds or not all(value > 0 for value in self.thresholds):
-            raise ValueError(f"thresholds={list(self.thresholds)}: needs positive numbers")
+        check_thresholds(self.thresholds)
 
     @property
     def steps(self) -> list[int]:

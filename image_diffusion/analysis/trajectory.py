@@ -17,7 +17,7 @@ from torch import Tensor
 
 from image_diffusion.analysis.arms import Comparison, Models, cell, compare, each_model, models_by_seed, spread
 from image_diffusion.base_model import ImageModel, Labels
-from immiscible_policy.diffusion import FlowMatching
+from immiscible_policy.diffusion import FlowMatching, Objective
 from immiscible_policy.evaluation.table_files import markdown
 
 STATISTICS = {
@@ -72,10 +72,14 @@ def n_calls(model: ImageModel, num_inference_steps: int | None = None) -> int:
     Raises:
         ValueError: the sampler chooses them itself, so that the calls of different batches do not correspond.
     """
-    objective = model.objective
+    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
+    return sampler_calls(model.objective, steps)
+
+
+def sampler_calls(objective: Objective, steps: int) -> int:
+    """Network calls of so many steps; the ValueError of ``n_calls``."""
     if isinstance(objective, FlowMatching) and objective.sampler == "adaptive":
         raise ValueError("sampler='adaptive' chooses its calls by the batch; choose euler, midpoint or heun")
-    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
     return steps + 1 if objective.sampler == "pndm" else steps
 
 

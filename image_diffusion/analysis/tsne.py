@@ -12,6 +12,9 @@ from image_diffusion.analysis.arms import spread
 from image_diffusion.analysis.trajectory import Trajectory
 from immiscible_policy.evaluation.tsne import tsne_map
 
+MAX_CALLS = 20  # of a path, on a map
+MIN_POINTS = 4  # of a map
+
 
 @dataclass(frozen=True)
 class PathMap:
@@ -34,7 +37,7 @@ class PathMap:
 def map_paths(
     trajectories: Mapping[str, Trajectory],
     classes: Mapping[str, Sequence[int]],
-    max_calls: int = 20,
+    max_calls: int = MAX_CALLS,
     seed: int = 0,
 ) -> dict[str, PathMap]:
     """t-SNE of each arm's predicted images of all calls together, every arm on its own.

@@ -4,7 +4,7 @@ from image_diffusion.metrics.clip import ClipExtractor, ClipScorer, clip_score
 from image_diffusion.metrics.cmmd import cmmd
 from image_diffusion.metrics.digits_cnn import DigitsCnn
 from image_diffusion.metrics.efficientnet import EfficientNetLite0
-from image_diffusion.metrics.evaluate import METRICS, check_measurable, evaluate_features
+from image_diffusion.metrics.evaluate import MEASURES, METRICS, check_measurable, evaluate_features
 from image_diffusion.metrics.extractor import FeatureExtractor
 from image_diffusion.metrics.frechet import frechet_distance
 from image_diffusion.metrics.inception import Inception
@@ -26,6 +26,7 @@ from image_diffusion.metrics.reference import ReferenceStatistics, reference_sta
 from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatistics
 
 __all__ = [
+    "MEASURES",
     "METRICS",
     "ClipExtractor",
     "ClipScorer",

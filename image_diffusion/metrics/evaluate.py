@@ -19,7 +19,16 @@ from image_diffusion.metrics.record import Measurement, MetricRecord, result_key
 from image_diffusion.metrics.reference import ReferenceStatistics, reference_statistics
 from image_diffusion.metrics.statistics import FeatureStatistics, RunningStatistics
 
-METRICS = ("fd", "fd_floor", "kid", "precision_recall", "density_coverage", "cmmd")
+MEASURES = {
+    "fd": ("fd",),
+    "fd_floor": ("fd_floor",),
+    "kid": ("kid", "kid_full"),
+    "precision_recall": ("precision", "recall"),
+    "density_coverage": ("density", "coverage"),
+    "cmmd": ("cmmd",),
+}
+"""Metric -> what its numbers are called."""
+METRICS = tuple(MEASURES)
 _OF_PAIRS = {"kid", "precision_recall", "density_coverage", "cmmd"}
 _OF_NEIGHBOURS = {"precision_recall", "density_coverage"}
 FRECHET_BIAS = "biased upwards at any n, by an amount that depends on the images: compare at equal n only"

@@ -124,3 +124,57 @@ def test_settings_that_an_analysis_makes_itself_are_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_analysis(study(f"figure={name}", f"+figure.analysis.{setting}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("perturbation", "mixing=normalized", r"mixing='normalized': choose one of added, normalised"),
+        ("perturbation", "weights=[-0.1]", r"weights=\[-0\.1\]: needs one or more numbers, each at least 0"),
+        ("perturbation", "n_images=1", r"n_images=1: must be an integer of at least 2"),
+        ("perturbation", "n_pictures=-1", r"n_pictures=-1: must be an integer of at least 0"),
+        ("perturbation", "seed=-1", r"seed=-1: must be an integer of at least 0, and with the 99 that follow it below"),
+        ("perturbation", "num_inference_steps=0", r"num_inference_steps=0: choose 1 to 1000"),
+        ("sampling_steps", "steps=[2000]", r"steps=2000: choose 1 to 1000"),
+        ("sampling_steps", "steps=[50,50]", r"steps=\[50, 50\]: needs different integers, each at least 1"),
+        ("sampling_steps", "n_samples=1", r"n_samples=1: must be at least 2"),
+        ("sampling_steps", "extractor=nope", r"extractor='nope': choose one of auto, inception"),
+        ("curves", "thresholds=[0]", r"thresholds=\[0\]: needs positive numbers"),
+        ("curves", "metric=fid", r"metric='fid': choose one of fd$"),
+        ("curves", "metric=kid", r"metric='kid': choose one of fd$"),
+        ("trajectory", "num_inference_steps=5000", r"num_inference_steps=5000: choose 1 to 1000"),
+        ("trajectory", "n_paths=0", r"n_paths=0: must be an integer of at least 1"),
+        ("step_distance", "n_samples=1", r"n_samples=1: must be at least 2"),
+    ],
+)
+def test_values_that_an_analysis_cannot_do_with_are_refused_before_training(
+    name: str, setting: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^analysis: {message}"):
+        check_analysis(study(f"figure={name}", f"++figure.analysis.{setting}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        (
+            "trajectory",
+            ("++figure.analysis.n_paths=3", "figure.analysis.num_inference_steps=1"),
+            "n_paths=3: 1 network calls each make 3 points; t-SNE needs 4",
+        ),
+        ("step_distance", ("figure.extra=['++objective.sampler=adaptive']",), "sampler='adaptive' chooses its calls"),
+        ("curves", ("figure.extra=['stepz=5']",), "ddim-none-seed0: unknown setting 'stepz': choose one of .*, steps"),
+    ],
+)
+def test_what_trainings_do_not_go_with_is_refused_before_them(
+    name: str, overrides: tuple[str, ...], message: str
+) -> None:
+    flow = ("++figure.only.method=[fm]",) if name == "step_distance" else ()
+    with pytest.raises(ValueError, match=message):
+        check_analysis(study(f"figure={name}", *flow, *overrides))
+
+
+def test_a_metric_that_trainings_measure_besides_is_one_of_a_curve() -> None:
+    more = "figure.extra=['monitor.metrics=[fd,kid]']"
+    for metric in ("kid", "kid_full"):
+        check_analysis(study("figure=curves", more, f"++figure.analysis.metric={metric}"))

@@ -59,6 +59,15 @@ def test_every_analysis_writes_table_numbers_and_figure(
         for numbers in folder.glob("*.json"):
             json.loads(numbers.read_text(), parse_constant=pytest.fail)  # no NaN, no infinity
         assert f"studies/digits/{name}/ddim-" in capsys.readouterr().out
+    for name in ("perturbation", "trajectory"):
+        pictures = [path for path in Path("studies/digits", name).glob("*.png") if "-none-" in path.name]
+        for path in pictures:
+            path.unlink()
+        # Of a path alone, too.
+        fewer = ("++figure.analysis.n_pictures=0", *(("++figure.analysis.n_paths=1",) if name == "trajectory" else ()))
+        assert run_script("analyze_images", f"figure={name}", *SMALL, *studies[name], *fewer) == 0
+        assert pictures
+        assert not any(path.exists() for path in pictures)
     record = Path("studies/digits/cells/ddim-knn_k4-seed0/run/images.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), "n": 1499}))
     for name in ("step_distance", "sampling_steps"):

@@ -35,6 +35,7 @@ def finished(folder: Path, *measured: str) -> ImageRun:
         (("fd_floor_inception_25000", result_key("fd", "inception", 60_000, 60_000, True)), "fd", "fid_60000"),
         (("fd_floor_pixels_900", "fd_pixels_500"), "fd_floor", "fd_floor_pixels_900"),
         (("fd_pixels_500", "kid_pixels_500"), "kid", "kid_pixels_500"),
+        (("fd_pixels_500", "kid_full_pixels_500", "kid_pixels_500"), "kid", "kid_pixels_500"),
     ],
 )
 def test_curves_are_of_the_metric_that_is_asked_for(
