@@ -52,7 +52,7 @@ how to read the table
   over gym-pusht  time that gym-pusht takes for a step over that of the row (above 1: the row is faster)
 
 examples
-  python scripts/benchmark.py                                  everything, about four minutes
+  python scripts/benchmark.py                                  everything, about ten minutes
   python scripts/benchmark.py --only coupling --rounds 31      steadier numbers
   python scripts/benchmark.py --only coupling --device cuda    the couplings on a GPU
   python scripts/benchmark.py --only policy                    the policy's training step
@@ -170,7 +170,6 @@ def main(argv: list[str] | None = None) -> int:
         report = {
             "torch": torch.__version__,
             "threads": arguments.threads,
-            "rounds": arguments.rounds,
             **results,
         }
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 Quartiles = dict[str, float]
-"""`median`, `lower_quartile` and `upper_quartile` over the rounds."""
+"""`median`, `lower_quartile` and `upper_quartile` over the `rounds`, and how many these were."""
 
 SHORTEST_TIMING_S = 2e-3
 
@@ -50,7 +50,7 @@ def seconds_per_call(call: Callable[[], object], finish: Callable[[], object] = 
 def quartiles(values: Sequence[float]) -> Quartiles:
     """Median and quartiles; of a single value, that value three times."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high, "rounds": len(values)}
 
 
 def ratio(times: Mapping[str, Sequence[float]], slow: str, fast: str) -> Quartiles:

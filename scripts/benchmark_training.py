@@ -221,6 +221,7 @@ def measure(size_name: str, data: Demonstrations, arguments: argparse.Namespace)
             row[f"speed_over_{short}"] = ratio(wall, fp32, key)
             row[f"speed_over_{short}_same_precision"] = ratio(wall, same, key)
             row[f"cpu_of_{short}_over_this"] = ratio(busy, fp32, key)
+            row[f"cpu_of_{short}_over_this_same_precision"] = ratio(busy, same, key)
         if contender.compile is not False:
             row["speed_over_eager"] = ratio(wall, eager[contender.precision], key)
         rows.append(row)

@@ -43,12 +43,12 @@ def test_seconds_per_call_repeats_short_calls_and_leaves_the_first_untimed(timin
 def test_ratios_are_taken_within_rounds(timing):
     """The second round ran on a machine three times as slow."""
     times = {"slow": [2.0, 6.0, 2.0], "fast": [1.0, 3.0, 1.0]}
-    assert timing.ratio(times, "slow", "fast") == {"median": 2, "lower_quartile": 2, "upper_quartile": 2}
+    assert timing.ratio(times, "slow", "fast") == {"median": 2, "lower_quartile": 2, "upper_quartile": 2, "rounds": 3}
 
 
 def test_quartiles_of_one_to_many_rounds(timing):
-    assert timing.quartiles([5.0]) == {"median": 5, "lower_quartile": 5, "upper_quartile": 5}
-    assert timing.quartiles([4.0, 1.0, 3.0]) == {"median": 3, "lower_quartile": 1, "upper_quartile": 4}
+    assert timing.quartiles([5.0]) == {"median": 5, "lower_quartile": 5, "upper_quartile": 5, "rounds": 1}
+    assert timing.quartiles([4.0, 1.0, 3.0]) == {"median": 3, "lower_quartile": 1, "upper_quartile": 4, "rounds": 3}
     assert (
         timing.spread({"median": 1234.5, "lower_quartile": 1, "upper_quartile": 4e6}, ",.0f") == "1,234 [1, 4,000,000]"
     )
