@@ -120,6 +120,9 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     recorded = recorded_images(run_dir) if resume else None
     data = load_images(source, recorded)
     model = build_image_model(cfg, data, coupling, parts)
+    held_out = None if test_source is None else load_images(test_source)
+    if held_out is not None:
+        _check_held_out(held_out, data, model.n_classes is not None, latent is not None and latent.captions)
     device = process_device(cfg.device)
     extractor = check_evaluation(monitor, model, len(data), device, "monitor")
     # One pass over the data serves both evaluations where they look at the same features.
@@ -150,9 +153,9 @@ def train_images(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     memory_limit = cfg.dataset.memory_limit if latent is None or latent.cache_latents else 0.0
     training_set = model.training_set(data, memory_limit, device)
     validate = None
-    if test_source is not None:
-        held_out = model.training_set(load_images(test_source), memory_limit, device)
-        validate = partial(validation_losses, dataset=held_out, coupling=coupling, batch_size=config.batch_size)
+    if held_out is not None:
+        test_set = model.training_set(held_out, memory_limit, device)
+        validate = partial(validation_losses, dataset=test_set, coupling=coupling, batch_size=config.batch_size)
     key = result_key("fd", extractor.name, monitor.n_samples, len(data), extractor.canonical)
     trainer = Trainer(
         model,
@@ -198,6 +201,30 @@ def _test_source(source: ImageSource, at_most: int | None) -> ImageSource:
         raise ValueError(f"validate_on={at_most}: must be at least 1, or null for all")
     limits = [limit for limit in (source.max_items, at_most) if limit is not None]
     return replace(source.for_test(), max_items=min(limits, default=None))
+
+
+def _check_held_out(held_out: ImageDataset, data: ImageDataset, classes: bool, captions: bool) -> None:
+    """Refuse test images that a model of the training's cannot be validated on.
+
+    Args:
+        classes, captions: whether the model is told them.
+    """
+    split = f"dataset.test_split={held_out.source['split']}"
+    shape, wanted = ((part.channels, part.image_size) for part in (held_out, data))
+    if shape != wanted:
+        found, needed = (f"{channels} x {size} x {size}" for channels, size in (shape, wanted))
+        raise ValueError(
+            f"{split}: its images are {found}, those of the training {needed}: set dataset.image_size and "
+            "dataset.channels"
+        )
+    without = "dataset.test_split=null trains without validation"
+    if classes and held_out.n_classes != data.n_classes:
+        raise ValueError(
+            f"{split}: its images have {held_out.n_classes or 'no'} classes, those of the training {data.n_classes}, "
+            f"which model.class_conditional=true tells the network; {without}"
+        )
+    if captions and held_out.captions is None:
+        raise ValueError(f"{split}: its images have no captions, which model.captions=true needs; {without}")
 
 
 def _fit_coupling(coupling: Coupling, model: ImageModel, data: ImageDataset, device: str) -> None:

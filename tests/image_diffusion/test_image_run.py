@@ -343,6 +343,32 @@ def test_what_would_fail_later_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.class_conditional=true",), r"test_split=test: its images have no classes, those of the training 2"),
+        (("dataset.image_size=null",), r"test_split=test: its images are 1 x 16 x 16, those of the training 1 x 8 x 8"),
+        ((), None),
+    ],
+)
+def test_test_images_that_a_model_cannot_be_validated_on_are_refused_before_anything_is_written(
+    overrides: tuple[str, ...], message: str | None, tmp_path: Path
+) -> None:
+    for name, size in (("train/a", 8), ("train/b", 8), ("test", 16)):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for shade in range(5):
+            Image.new("L", (size, size), 40 * shade).save(folder / f"{shade}.png")
+    data = ("dataset=folder", f"dataset.path={tmp_path / 'pictures'}", "dataset.image_size=8")
+    cfg = composed("train_image", *data, "dataset.test_split=test", *TINY, *overrides)
+    if message is None:
+        assert train_images(cfg, tmp_path / "run")["steps"] == 4
+        return
+    with pytest.raises(ValueError, match=rf"dataset\.{message}"):
+        train_images(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_demonstrations_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"dataset: these settings are not of a set of images; choose one of .*cifar10.*digits"
