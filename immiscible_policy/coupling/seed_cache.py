@@ -99,7 +99,9 @@ class SeedCache(Coupling):
         ).cpu()
         noise, new = self._exchange(data, self._current(rows, slots), context.mask)
         if not self._is_snapshot:
-            written = group.gather(torch.stack((rows, slots, new), 1).to(data.device)).cpu()
+            written = torch.stack((rows, slots, new), 1)
+            if self.is_collective:
+                written = group.gather(written.to(data.device)).cpu()
             # One rank after the other: the order decides where two of them write to one place.
             for part in written.split(group.sizes):
                 place = part[:, 0], part[:, 1]

@@ -1,7 +1,6 @@
 """``predict_action`` as a module of tensor operations alone, and the inputs to try it on."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +28,6 @@ class ExportablePolicy(nn.Module):
         super().__init__()
         self.policy = copy.deepcopy(policy).eval()
         self.steps = num_inference_steps
-        for module in self.policy.modules():
-            if isinstance(module, nn.TransformerDecoder):
-                # Otherwise it compares the mask's values with a causal mask's, which cannot be traced.
-                module.register_forward_pre_hook(_no_causal_hint, with_kwargs=True)
         for name in list(self.policy._buffers):
             delattr(self.policy, name)  # data for choosing noise by a coupling, which is the caller's affair
         recorded = _RecordedObjective(policy.objective)
@@ -63,10 +58,6 @@ class _RecordedObjective:
         if self.sampler is None:
             self.sampler = record_sampler(self.objective, network, noise, condition, steps)
         return self.sampler(noise, condition)
-
-
-def _no_causal_hint(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {"tgt_is_causal": False, **kwargs}
 
 
 def observation_shapes(policy: DiffusionPolicy) -> dict[str, tuple[int, ...]]:

@@ -109,10 +109,13 @@ def load_state(folder: Path) -> Any:
 
 
 def rng_state(generator: torch.Generator) -> dict[str, Tensor]:
-    """Every random state a training step draws from: the loop's generator, and torch's own (dropout)."""
+    """Every random state a training step draws from: the loop's generator, and torch's own (dropout).
+
+    Of a GPU only where the loop draws on one: to ask it takes up some of its memory.
+    """
     state = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if generator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(generator.device)
     return state
 
 
@@ -120,5 +123,5 @@ def set_rng_state(generator: torch.Generator, state: Mapping[str, Tensor]) -> No
     """The inverse of ``rng_state``."""
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and generator.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], generator.device)

@@ -84,6 +84,12 @@ class TrainerConfig:
         if self.compile not in COMPILE_MODES:
             modes = ", ".join(str(mode).lower() for mode in COMPILE_MODES)
             raise ValueError(f"compile={self.compile!r}: choose one of {modes}")
+        if isinstance(self.compile, str) and self.gradient_accumulation > 1:
+            # The gradients of a CUDA graph lie in memory that its next run takes for its own.
+            raise ValueError(
+                f"compile={self.compile!r}: CUDA graphs do not add up gradients; choose compile=true with "
+                f"gradient_accumulation={self.gradient_accumulation}, or gradient_accumulation=1"
+            )
         if not 0 <= self.ema_max_decay < 1:
             raise ValueError(f"ema_max_decay={self.ema_max_decay}: must be at least 0 and below 1")
         choices = (("lr_schedule", LR_SCHEDULES), ("optimizer", OPTIMIZERS), ("ema_warmup", EMA_WARMUPS))

@@ -1,7 +1,10 @@
 """Action networks: shapes, published sizes, and the U-Net's own convolutions against torch's."""
 
+from typing import Any
+
 import pytest
 import torch
+from host_reads import HostReads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -105,6 +108,17 @@ def test_causal_transformer_does_not_look_ahead() -> None:
     assert (before[:, 9:] - after[:, 9:]).abs().min() > 0
 
 
+@pytest.mark.parametrize("options", [*({"name": name} for name in SMALL), {"name": "transformer", "causal": False}])
+def test_a_step_reads_no_values(options: dict[str, Any]) -> None:
+    """Of forward and backward: on a GPU the host would wait for them, in every step."""
+    given = {**SMALL[options["name"]], **options}
+    network = build_network(given, action_dim=2, observation_dim=5, horizon=16, n_obs_steps=2)
+    noisy, time, condition = torch.randn(3, 16, 2), torch.tensor([5, 50, 90]), torch.randn(3, 2, 5)
+    network(noisy, time, condition).sum().backward()  # what is kept between calls
+    with HostReads():
+        network(noisy, time, condition).sum().backward()
+
+
 def test_sinusoidal_embedding_spans_wavelengths_of_two_pi_to_twenty_thousand_pi() -> None:
     embedding = SinusoidalEmbedding(8)
     torch.testing.assert_close(embedding.frequencies[[0, -1]], torch.tensor([1.0, 1e-4]))
@@ -125,6 +139,11 @@ def test_sinusoidal_embedding_spans_wavelengths_of_two_pi_to_twenty_thousand_pi(
 def test_wrong_configuration_is_named(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(config, action_dim=2, observation_dim=5, horizon=16, n_obs_steps=2)
+
+
+def test_a_horizon_that_the_unet_cannot_halve_is_refused_before_its_first_step() -> None:
+    with pytest.raises(ValueError, match="horizon=15: network 'unet1d' needs a multiple of 4"):
+        build_network({"name": "unet1d", **SMALL["unet1d"]}, action_dim=2, observation_dim=5, horizon=15, n_obs_steps=2)
 
 
 def test_unet_rejects_a_horizon_it_cannot_halve() -> None:

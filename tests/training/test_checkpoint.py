@@ -12,7 +12,9 @@ from immiscible_policy.training.checkpoint import (
     CheckpointError,
     flatten,
     load_state,
+    rng_state,
     save_state,
+    set_rng_state,
     unflatten,
 )
 
@@ -98,3 +100,18 @@ def test_damage_is_reported(tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         load_state(folder)
+
+
+def test_random_states_of_a_run_on_the_cpu_leave_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*arguments: object) -> None:
+        raise AssertionError("asked a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", touched)
+    generator = torch.Generator().manual_seed(3)
+    state = rng_state(generator)
+    drawn = torch.rand(2), torch.rand(2, generator=generator)
+    set_rng_state(generator, {**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+    again = torch.rand(2), torch.rand(2, generator=generator)
+    assert all(torch.equal(*pair) for pair in zip(drawn, again, strict=True))

@@ -441,6 +441,13 @@ def test_the_mode_reaches_the_compiler(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked == [(model.network, {"mode": "default" if mode is True else mode})]
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_do_not_accumulate(mode: str) -> None:
+    with pytest.raises(ValueError, match=rf"compile='{mode}'.*choose compile=true with gradient_accumulation=4, or"):
+        replace(CONFIG, compile=mode, gradient_accumulation=4)
+    replace(CONFIG, compile=True, gradient_accumulation=4)
+
+
 def test_a_checkpoint_of_before_a_setting_had_its_default(tmp_path: Path) -> None:
     run = trainer(tmp_path, model=CompilableDenoiser())
     run.step = 10

@@ -33,6 +33,9 @@ def build_network(
     if unknown := [setting for setting in options if setting not in settings]:
         raise ValueError(f"network {name!r} has no {', '.join(unknown)}: choose from {', '.join(settings)}")
     try:
-        return network(*sizes, **options)
+        made = network(*sizes, **options)
     except TypeError as error:
         raise ValueError(f"network {name!r}: {error}") from error
+    if horizon % getattr(made, "horizon_divisor", 1):
+        raise ValueError(f"horizon={horizon}: network {name!r} needs a multiple of {made.horizon_divisor}")
+    return made

@@ -42,6 +42,7 @@ class ActionTransformer(nn.Module):
         super().__init__()
         if embed_dim % n_heads:
             raise ValueError(f"embed_dim={embed_dim} must be divisible by n_heads={n_heads}")
+        self.causal = causal
         self.time_embedding = SinusoidalEmbedding(embed_dim)
         self.action_inlet = nn.Linear(action_dim, embed_dim)
         self.observation_inlet = nn.Linear(observation_dim, embed_dim)
@@ -74,7 +75,10 @@ class ActionTransformer(nn.Module):
         memory = torch.cat([self.time_embedding(time)[:, None], self.observation_inlet(condition)], dim=1)
         memory = self.memory_encoder(self.dropout(memory + self.memory_position))
         actions = self.dropout(self.action_inlet(noisy) + self.action_position)
-        hidden = self.decoder(actions, memory, tgt_mask=self.causal_mask, memory_mask=self.memory_mask)
+        # Told which mask it is, the decoder need not read its values, which would wait for a GPU.
+        hidden = self.decoder(
+            actions, memory, tgt_mask=self.causal_mask, memory_mask=self.memory_mask, tgt_is_causal=self.causal
+        )
         return self.outlet(hidden)
 
 
