@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,16 @@ def data_reference(
     )
 
 
+def measured_labels(model: ImageModel, seeds: Sequence[int]) -> tuple[list[int] | None, str | None]:
+    """Labels of a set of images that is compared with the data, and what records call their mix; None without labels.
+
+    They are as frequent as in the training data; models of earlier versions, which do not know that, show all in turn.
+    """
+    counts = model.label_counts
+    labels = model.seed_labels(seeds) if counts is None else labels_to_measure(seeds, counts)
+    return labels, None if labels is None else IN_TURN if counts is None else AS_IN_DATA
+
+
 def evaluate_model(
     model: ImageModel,
     reference: ReferenceStatistics,
@@ -184,8 +194,7 @@ def evaluate_model(
 ) -> dict[str, Measurement]:
     """Draw images and measure them.
 
-    Labels are as frequent as in the training data; models of earlier versions, which do not know that, show all in
-    turn.
+    Labels are those of ``measured_labels``.
 
     Args:
         record: more for the numbers' record, beside the sampler's settings.
@@ -195,8 +204,7 @@ def evaluate_model(
     """
     steps = config.num_inference_steps or model.num_inference_steps
     seeds = range(config.seed, config.seed + config.n_samples)
-    counts = model.label_counts
-    labels = model.seed_labels(seeds) if counts is None else labels_to_measure(seeds, counts)
+    labels, mix = measured_labels(model, seeds)
     drawn = sample_in_batches(
         model,
         seeds,
@@ -212,7 +220,7 @@ def evaluate_model(
         "guidance_scale": config.guidance_scale,
         "weights": "exponential moving average",
         "coupling": model.coupling,
-        **({} if labels is None else {"labels": IN_TURN if counts is None else AS_IN_DATA}),
+        **({} if mix is None else {"labels": mix}),
         **(record or {}),
     }
     return measure(drawn, reference, extractor, config, settings, progress)

@@ -12,7 +12,7 @@ from image_diffusion.analysis.arms import Models, each_model, models_by_seed
 from image_diffusion.analysis.curves import DistanceCurves
 from image_diffusion.analysis.trajectory import Call, batches, check_same_calls, watched
 from image_diffusion.base_model import ImageModel
-from image_diffusion.evaluation import ImageEvaluation
+from image_diffusion.evaluation import ImageEvaluation, measured_labels
 from image_diffusion.metrics import (
     FeatureExtractor,
     Measurement,
@@ -22,7 +22,7 @@ from image_diffusion.metrics import (
     frechet_distance,
     result_key,
 )
-from image_diffusion.metrics.evaluate import FRECHET_BIAS
+from image_diffusion.metrics.evaluate import frechet_notes
 from image_diffusion.metrics.features import feature_batches
 
 
@@ -35,7 +35,8 @@ def step_distance(
 ) -> DistanceCurves:
     """Frechet distances between the data and the images that a model predicts at each network call.
 
-    The first call sees pure noise; the last one's prediction is, but for the sampler's last step, the sample.
+    The first call sees pure noise; the last one's prediction is, but for the sampler's last step, the sample. Labels
+    are those of an evaluation.
 
     Args:
         models: see ``arms.Models``; all are given the same noises.
@@ -80,9 +81,11 @@ def _distances(
             statistics[call.index].add(features)
 
     seeds = range(config.seed, config.seed + config.n_samples)
-    for part, labels in batches(model, seeds, None, config.batch_size):
+    labels, mix = measured_labels(model, seeds)
+    for part, chosen in batches(model, seeds, labels, config.batch_size):
         with watched(model, keep):
-            model.sample(part, labels, config.num_inference_steps)
+            model.sample(part, chosen, config.num_inference_steps)
+    notes = frechet_notes(extractor, config.n_samples, reference.statistics.n)
     measurements = []
     for index, running in enumerate(statistics):
         # An image with NaN becomes some image of bytes, whose distance would be a number about nothing.
@@ -94,11 +97,10 @@ def _distances(
             "network_time": times[index],
             "seed": config.seed,
             "coupling": model.coupling,
+            **({} if mix is None else {"labels": mix}),
             **record,
         }
-        measurements.append(
-            Measurement(value, _record(extractor, reference, config.n_samples, run), None, (FRECHET_BIAS,))
-        )
+        measurements.append(Measurement(value, _record(extractor, reference, config.n_samples, run), None, notes))
     return measurements
 
 

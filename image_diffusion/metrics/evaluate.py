@@ -117,10 +117,10 @@ def evaluate_features(
         for statistics in [*snapshots.values(), total.finish()]:
             distance = frechet_distance(statistics, reference.statistics)
             n, m = statistics.n, reference.statistics.n
-            results.add("fd", distance, n, m, notes=_frechet_notes(extractor, n, m))
+            results.add("fd", distance, n, m, notes=frechet_notes(extractor, n, m))
     if "fd_floor" in metrics and reference.floor is not None:
         n = reference.floor_n
-        notes = (*_frechet_notes(extractor, n, n), "between two random halves of the reference")
+        notes = (*frechet_notes(extractor, n, n), "between two random halves of the reference")
         results.add("fd_floor", reference.floor, n, n, notes=notes)
     if with_pairs and reference.features is not None:
         settings = {"k": k, "n_subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
@@ -191,7 +191,8 @@ def _add_pair_metrics(
         results.add("cmmd", cmmd(generated, reference), n, m, notes=notes)
 
 
-def _frechet_notes(extractor: FeatureExtractor, n: int, m: int) -> tuple[str, ...]:
+def frechet_notes(extractor: FeatureExtractor, n: int, m: int) -> tuple[str, ...]:
+    """What a reader must know of a Frechet distance of n to m images; warns where it is mostly bias."""
     if min(n, m) > extractor.dim:
         return (FRECHET_BIAS,)
     singular = (

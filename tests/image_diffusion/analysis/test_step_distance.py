@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from image_diffusion.analysis.step_distance import step_distance
-from image_diffusion.evaluation import ImageEvaluation
+from image_diffusion.evaluation import ImageEvaluation, evaluate_model
 from image_diffusion.metrics import Pixels, RandomConv, ReferenceStatistics, reference_statistics
 
 STD = 0.3
@@ -63,6 +63,36 @@ def test_arms_are_paired_by_training_seed_and_tables_written(toys, reference: Re
     assert text.count("| difference |") == 1
     assert "compare at equal n only" in text
     assert "| network call: | training seeds | 8 |" in curves.markdown([8])
+
+
+@pytest.mark.parametrize(
+    ("counts", "mix"), [([900, 100], "as frequent as in the training data"), (None, "all in turn")]
+)
+def test_labels_are_those_of_an_evaluation(toys, counts: list[int] | None, mix: str) -> None:
+    """A network that draws its label, of which 9 in 10 are 0, is at no distance of such data."""
+
+    class Told(toys.Straight):
+        def forward(self, noisy, time, condition=None):
+            data = 0.8 * (2.0 * condition - 1).view(-1, 1, 1, 1)
+            return (noisy - data) / (time.view(-1, 1, 1, 1) / 1000)
+
+    images = torch.full((1000, 1, 2, 2), 26, dtype=torch.uint8)
+    images[900:] = 230
+    data = reference_statistics(images, PIXELS, progress=False)
+    model = toys.image_model(Told(0.0), n_classes=2, class_counts=counts, num_inference_steps=2)
+    config = ImageEvaluation(n_samples=1000)
+    (last,) = step_distance({"a": [model]}, data, PIXELS, config).measurements["a"][0][-1:]
+    (whole,) = evaluate_model(model, data, PIXELS, config, progress=False).values()
+    assert (last.value < 0.01) == (counts is not None)
+    assert last.value == pytest.approx(whole.value, abs=1e-3)
+    assert last.record.run["labels"] == whole.record.run["labels"] == mix
+
+
+def test_distances_of_few_images_carry_an_evaluation_s_notes(toys, reference: ReferenceStatistics) -> None:
+    model = toys.image_model(toys.OptimalVelocity(0.0, STD))
+    with pytest.warns(UserWarning, match="4 images for the 4 dimensions of pixels: the covariance is singular"):
+        curves = step_distance({"a": [model]}, reference, PIXELS, ImageEvaluation(n_samples=4))
+    assert "the covariance is singular" in curves.markdown()
 
 
 def test_predictions_with_nan_have_no_distance(toys, reference: ReferenceStatistics) -> None:
