@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from image_diffusion.data import ImageDataset
-from image_diffusion.label_mix import check_counts, labels_as_in_data, labels_in_turn
+from image_diffusion.label_mix import check_counts, labels_as_in_data, shown_in_turn
 from image_diffusion.networks import PixelUNet, TextUNet
 from immiscible_policy.checks import check_seed
 from immiscible_policy.coupling import Coupling
@@ -217,8 +217,11 @@ class ImageModel(nn.Module, ABC):
         return self.to_images(self.objective.sample(network, shape, condition, steps, each, self.device, **start))
 
     def seed_labels(self, seeds: Sequence[int]) -> list[int] | None:
-        """Labels of images that nobody gave any: all classes in turn, by the seeds; None for a model without."""
-        return None if self.n_classes is None else labels_in_turn(seeds, self.n_classes)
+        """Labels of images that nobody gave any: all classes in turn, by the seeds; None for a model without.
+
+        Classes without a training image, of which the network knows nothing, are left out.
+        """
+        return None if self.n_classes is None else shown_in_turn(seeds, self.n_classes, self.class_counts)
 
     @property
     def label_counts(self) -> Sequence[int] | None:

@@ -22,6 +22,12 @@ def labels_in_turn(seeds: Sequence[int], n: int) -> list[int]:
     return [seed % n for seed in seeds]
 
 
+def shown_in_turn(seeds: Sequence[int], n: int, counts: Sequence[int] | None) -> list[int]:
+    """Those labels of 0 to n - 1 in turn, by the seeds, that the data shows; all where nobody knows ``counts``."""
+    shown = [label for label, count in enumerate(counts) if count] if counts is not None else range(n)
+    return [shown[place] for place in labels_in_turn(seeds, len(shown))]
+
+
 def labels_as_in_data(seeds: Sequence[int], counts: Sequence[int]) -> list[int]:
     """Labels as frequent as ``counts`` says, each by its seed alone.
 

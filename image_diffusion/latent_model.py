@@ -21,7 +21,7 @@ from image_diffusion.base_model import ImageModel, Labels
 from image_diffusion.data import ImageDataset
 from image_diffusion.frozen import load_weights
 from image_diffusion.image_bytes import draw_mirrored, mirror_at_random
-from image_diffusion.label_mix import labels_in_turn
+from image_diffusion.label_mix import shown_in_turn
 from image_diffusion.latent_data import LatentImages
 from image_diffusion.networks import PixelUNet, TextUNet
 from image_diffusion.pipelines import write_latent_pipeline
@@ -162,7 +162,7 @@ class LatentModel(ImageModel):
         """Labels of images that nobody gave any: all prompts in turn, see ``ImageModel.seed_labels``."""
         if self.text is None or self.prompts is None:
             return super().seed_labels(seeds)
-        return labels_in_turn(seeds, len(self.prompts))
+        return shown_in_turn(seeds, len(self.prompts), self.label_counts)
 
     @property
     def label_counts(self) -> Sequence[int] | None:

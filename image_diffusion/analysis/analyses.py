@@ -202,7 +202,7 @@ def _trajectory(
 def _classes(model: ImageModel, images: torch.Tensor, seed: int) -> list[int]:
     """Colours of images of seeds from ``seed`` on: their labels, or what a classifier sees in digits, or all one."""
     if model.n_classes is not None:
-        return [(seed + i) % model.n_classes for i in range(len(images))]
+        return list(model.seed_labels(range(seed, seed + len(images))) or [])
     if (model.image_size, model.channels) == (8, 1):
         return [int(label) for label in DigitsCnn().classify(images)]
     return [0] * len(images)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from image_diffusion.label_mix import check_counts, labels_as_in_data, labels_in_turn, labels_to_measure
+from image_diffusion.label_mix import check_counts, labels_as_in_data, labels_in_turn, labels_to_measure, shown_in_turn
 
 
 @pytest.mark.parametrize("counts", [[1, 9], [3, 0, 5], [7], [183, 178, 174, 180, 182], [2] * 10])
@@ -32,6 +32,12 @@ def test_where_labels_in_turn_have_the_data_s_mix_they_stay() -> None:
     seeds = range(1_000_000, 1_002_000)
     assert labels_to_measure(seeds, [5_000] * 10) == labels_in_turn(seeds, 10) == [seed % 10 for seed in seeds]
     assert labels_to_measure(seeds, [5_000] * 9 + [4_999]) != labels_in_turn(seeds, 10)
+
+
+def test_labels_that_the_data_does_not_show_have_no_turn() -> None:
+    assert shown_in_turn(range(3, 9), 4, [0, 5, 0, 1]) == [3, 1, 3, 1, 3, 1]
+    for counts in (None, [1, 2, 1]):
+        assert shown_in_turn(range(7), 3, counts) == labels_in_turn(range(7), 3)
 
 
 @pytest.mark.parametrize(("counts", "n_classes"), [([1, 2], 3), ([1], None), ([-1, 2], 2), ([0, 0], 2)])

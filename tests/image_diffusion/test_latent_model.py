@@ -224,6 +224,7 @@ def test_classes_become_their_prompts_and_some_the_empty_one(make_model: Maker) 
     assert trained.label_counts is None
     counted = make_model(text="bert", n_classes=3, prompts=names, class_counts=[1, 0, 0])
     assert counted.data_labels([7, 5, 6]) == [0, 0, 0]
+    assert counted.seed_labels([7, 5, 6]) == [0, 0, 0]
 
 
 def test_few_images_show_prompts_of_all_the_data(make_model: Maker) -> None:

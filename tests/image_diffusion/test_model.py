@@ -114,6 +114,9 @@ def test_a_seed_chooses_the_class_that_nobody_gave() -> None:
     assert int((parts.int() - together[[2, 0, 1]].int()).abs().max()) <= 1
     assert int((trained.sample([7], labels=[0]).int() - together[:1].int()).abs().max()) > 1
     assert trained.default_labels(4) == [0, 1, 2, 0]
+    # Labels that begin at 1 leave a class without images.
+    assert model(n_classes=3, class_counts=[0, 5, 2]).default_labels(4) == [1, 2, 1, 2]
+    assert model(n_classes=3, class_counts=[1, 5, 2]).default_labels(4) == [0, 1, 2, 0]
 
 
 def test_a_saved_model_knows_how_frequent_its_classes_were(tmp_path: Path) -> None:
