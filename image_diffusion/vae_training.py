@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from image_diffusion.data import RUN_RECORD, ImageDataset, ImageSource, load_images, recorded_images
 from image_diffusion.image_bytes import from_bytes, mirror_at_random, to_bytes
 from image_diffusion.sampling import save_grid
+from immiscible_policy.checks import check_integer, is_integer
 from immiscible_policy.coupling import Coupling, Independent
 from immiscible_policy.files import replace_folder, staging_folder, write_json
 from immiscible_policy.run_setup import (
@@ -37,6 +38,8 @@ from immiscible_policy.training import Trainer
 ENCODED_AT_ONCE = 64
 # Images that the scale of the latents is measured on.
 N_MEASURED = 5_000
+# Settings of an autoencoder that are not the user's.
+_FOLLOWING = ("down_block_types", "up_block_types", "in_channels", "out_channels", "sample_size")
 
 
 class VaeTraining(nn.Module):
@@ -59,6 +62,7 @@ class VaeTraining(nn.Module):
         if not 0 <= kl_weight < float("inf"):
             raise ValueError(f"vae.kl_weight={kl_weight}: must be at least 0")
         self.kl_weight, self.flip = kl_weight, flip
+        _check_settings(settings)
         widths = list(settings.get("block_out_channels", (64,)))
         halved = 2 ** (len(widths) - 1)
         if image_size % halved:
@@ -135,6 +139,21 @@ class VaeTraining(nn.Module):
         self.vae.save_pretrained(folder)
 
 
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of ``AutoencoderKL`` that follow from others, and numbers that it would build nonsense of."""
+    for name in _FOLLOWING:
+        if name in settings:
+            raise ValueError(
+                f"vae.{name}={settings[name]}: follows from the images and vae.block_out_channels; leave it out"
+            )
+    for name in ("layers_per_block", "latent_channels", "norm_num_groups"):
+        if name in settings:
+            check_integer(f"vae.{name}", settings[name], 1)
+    widths = settings.get("block_out_channels", (64,))
+    if not isinstance(widths, list | tuple) or not widths or not all(is_integer(width, 1) for width in widths):
+        raise ValueError(f"vae.block_out_channels={widths}: must be a list of integers of at least 1")
+
+
 def psnr(images: Tensor, others: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of bytes (n, C, H, W), from their mean square difference over all images."""
     error = (images.double() - others.double()).square().mean()
@@ -148,6 +167,7 @@ def train_vae(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[str,
     """
     begin_run(cfg, run_dir, resume)
     check_dataset(cfg, "format", "images")
+    check_integer("evaluate_on", cfg.evaluate_on, 1)
     source = ImageSource.from_config(plain_settings(cfg.dataset))
     recorded = recorded_images(run_dir) if resume else None
     data = load_images(source, recorded)

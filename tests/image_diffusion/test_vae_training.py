@@ -122,6 +122,15 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
         (("vae.norm_num_groups=3",), "vae: "),
         (("+vae.depth=3",), "depth"),
         (("vae.kl_weight=-1",), r"vae\.kl_weight=-1: must be at least 0"),
+        (("evaluate_on=0",), r"evaluate_on=0: must be an integer of at least 1"),
+        (("evaluate_on=-1",), r"evaluate_on=-1: must be an integer of at least 1"),
+        (("vae.latent_channels=0",), r"vae\.latent_channels=0: must be an integer of at least 1"),
+        (("vae.layers_per_block=0",), r"vae\.layers_per_block=0: must be an integer of at least 1"),
+        (("vae.norm_num_groups=0",), r"vae\.norm_num_groups=0: must be an integer of at least 1"),
+        (("vae.block_out_channels=[]",), r"vae\.block_out_channels=\[\]: must be a list of integers of at least 1"),
+        (("+vae.in_channels=3",), r"vae\.in_channels=3: follows from the images and .*; leave it out"),
+        (("+vae.sample_size=64",), r"vae\.sample_size=64: follows from"),
+        (("+vae.down_block_types=[DownEncoderBlock2D]",), r"vae\.down_block_types=\['DownEncoderBlock2D'\]: follows"),
         (("dataset=human",), "these settings are not of a set of images"),
     ],
 )
@@ -129,3 +138,4 @@ def test_settings_that_do_not_fit_are_named(overrides: tuple[str, ...], message:
     tiny = () if "dataset=human" in overrides else TINY
     with pytest.raises(ValueError, match=message):
         train_vae(composed("train_vae", *tiny, *overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
