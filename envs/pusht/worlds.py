@@ -8,10 +8,13 @@ over a control step is known before the first physics step, for all worlds at on
 A world's result equals that of `envs.pusht.physics.World` up to rounding, because the solver is made to visit its
 contacts in the same order. That order follows from the engine's search tree over shapes. A post that touches nothing
 stands beside each world, so far that each world's shapes form a branch of their own, which grows as the tree of a
-single world does. Pushing is chaotic: rounding alone sends a world in a hundred visibly apart over long contact.
+single world does. Where an agent starts in bar and stem at once, their order in the branch, by which one of them
+presses first, is made that of a single world (in one or two such starts of a hundred it then changes at another step).
+Pushing is chaotic: rounding alone sends a world in a hundred visibly apart over long contact.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +97,7 @@ class Worlds:
         In a fresh space: the engine remembers contacts, and an episode must not depend on the one before.
         """
         states = np.asarray(states, np.float64)
+        self._bar_first = _where_bar_first(states, position_first)
         self._build()
         self._place(range(self.n_worlds), states, position_first)
         self.space.step(geometry.TIME_STEP)
@@ -108,6 +112,7 @@ class Worlds:
         put back. What settling leaves behind travels with the bodies.
         """
         states = np.asarray(states, np.float64)
+        self._bar_first[indices] = _where_bar_first(states, position_first)
         for row, index in enumerate(indices):
             agent, block, *block_shapes, circle = parts = self._parts[index]
             self.space.remove(*parts)
@@ -124,7 +129,7 @@ class Worlds:
             self._place([index], states[row : row + 1], position_first)
             room.step(geometry.TIME_STEP)
             room.remove(*parts)
-            self.space.add(*parts)
+            self.space.add(agent, block, *self._shapes_in_order(index))
         self._find_rows()
         self._rest(indices, states)
         self._read_poses()
@@ -150,6 +155,7 @@ class Worlds:
             starts = np.asarray(states, np.float64)
             velocities[:, restarted] = 0.0
             self._place(restarted, np.tile(_PARKED, (len(restarted), 1)), False)
+            self._order_shapes(restarted, _where_bar_first(starts, position_first))
         space, step, time_step = self.space, self.space.step, geometry.TIME_STEP
         pairs, agent_rows, buffer, contacts = self._pairs, self._agent_rows, self._pair_buffer, self._contacts
         contacts.clear()
@@ -235,9 +241,13 @@ class Worlds:
         blocks = [physics.make_block() for _ in range(self.n_worlds)]
         self._agents = [body for body, _ in agents]
         self._blocks = [body for body, _ in blocks]
+        if self._bar_first[0]:
+            # All begin in the first world, where its shapes would join others in the tree before their own.
+            for body in (*self._agents, *self._blocks):
+                body.position -= (SPACING, 0.0)
         # The order in which a lone world's tree takes up shapes that have moved: bar, stem, agent.
-        shapes = [(*block[1], *agent[1]) for agent, block in zip(agents, blocks, strict=True)]
-        self._parts = [(self._agents[i], self._blocks[i], *shapes[i]) for i in range(self.n_worlds)]
+        self._shapes = [(*block[1], *agent[1]) for agent, block in zip(agents, blocks, strict=True)]
+        self._parts = [(self._agents[i], self._blocks[i], *self._shapes[i]) for i in range(self.n_worlds)]
         self.space = physics.make_space()
         self._post_body = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
         # All agents before all blocks, so that their rows are contiguous; what moves before what does not, because the
@@ -245,7 +255,7 @@ class Worlds:
         self.space.add(*self._agents, *self._blocks, self._post_body)
         order = _bit_reversed(self.n_worlds)
         for index in order:
-            self.space.add(*shapes[index])
+            self.space.add(*self._shapes_in_order(index))
         for index in order:
             origin = self._origin(index)
             # Moving and resting shapes have a tree each.
@@ -258,6 +268,19 @@ class Worlds:
         self._sorted_ids = ids[by_id]
         self._worlds_by_id = np.append(np.tile(np.arange(self.n_worlds), 2), -1)[by_id]
         self._find_rows()
+
+    def _shapes_in_order(self, index: int) -> list[pymunk.Shape]:
+        """A world's shapes as the tree is to take them up; of bar and stem the later one is the first to press."""
+        bar, stem, circle = self._shapes[index]
+        return [stem, bar, circle] if self._bar_first[index] else [bar, stem, circle]
+
+    def _order_shapes(self, indices: NDArray[np.intp], bar_first: NDArray[np.bool_]) -> None:
+        """Lets the tree take up the shapes of some worlds anew where it holds them in another order."""
+        changed = indices[self._bar_first[indices] != bar_first]
+        self._bar_first[indices] = bar_first
+        for index in changed:
+            self.space.remove(*self._shapes[index])
+            self.space.add(*self._shapes_in_order(index))
 
     def _find_rows(self) -> None:
         """Where each agent and each block stands in the engine's list of bodies, which removals reorder."""
@@ -323,6 +346,48 @@ def glide(position: Floats, velocity: Floats, target: Floats) -> tuple[Floats, F
     offset = physics.limited(target) - position
     moved = position + _DISTANCE[0] * offset + _DISTANCE[1] * velocity
     return moved, _REACTION[-1, 0] * offset + _REACTION[-1, 1] * velocity
+
+
+def _where_bar_first(states: Floats, position_first: bool) -> NDArray[np.bool_]:
+    """Which agents, at `states` (N, 5), start in bar and stem at once and are pressed by the bar first; (N,)."""
+    first = np.zeros(len(states), bool)
+    # Both are within a radius of where they meet, which is not as far from what stays where the block is placed.
+    fixed = states[:, 2:4] + geometry.BLOCK_CENTER_OF_GRAVITY if position_first else states[:, 2:4]
+    for index in np.flatnonzero(np.abs(states[:, :2] - fixed).max(axis=1) < 4.0 * geometry.AGENT_RADIUS).tolist():
+        state = states[index].tolist()
+        first[index] = _is_in_both(state, position_first) and _meets_bar_first(state, position_first)
+    return first
+
+
+def _is_in_both(state: Sequence[float], position_first: bool) -> bool:
+    agent_x, agent_y, x, y, angle = state
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = agent_x - x, agent_y - y
+    if position_first:  # the block turns about its centre of gravity
+        center_u, center_v = geometry.BLOCK_CENTER_OF_GRAVITY
+        u, v = u - center_u, v - center_v
+        u, v = cos * u + sin * v + center_u, cos * v - sin * u + center_v
+    else:
+        u, v = cos * u + sin * v, cos * v - sin * u
+    return all(
+        math.hypot(max(u_min - u, 0.0, u - u_max), max(v_min - v, 0.0, v - v_max)) <= geometry.AGENT_RADIUS
+        for (u_min, v_min), _, (u_max, v_max), _ in (geometry.BAR, geometry.STEM)
+    )
+
+
+def _meets_bar_first(state: Sequence[float], position_first: bool) -> bool:
+    """Whether a lone world takes up the agent's contact with the bar before that with the stem."""
+    space = physics.make_space()
+    physics.add_walls(space)
+    agent, (circle,) = physics.make_agent()
+    block, (bar, stem) = physics.make_block()
+    space.add(agent, circle, block, bar, stem)
+    physics.place_bodies(agent, block, state, position_first)
+    touched: list[pymunk.Shape] = []
+    physics.on_contact(space, lambda arbiter, space, data: touched.extend(arbiter.shapes))
+    space.step(geometry.TIME_STEP)
+    met = [other for shape, other in zip(touched[0::2], touched[1::2], strict=True) if shape is circle]
+    return met == [bar, stem]
 
 
 def _post(body: pymunk.Body, origin: geometry.Point) -> pymunk.Shape:
