@@ -272,8 +272,8 @@ def check_analysis(study: Study) -> None:
     allowed = set(own)
     if len(allowed) < len(parameters):  # what the rest goes to
         allowed |= {field.name for field in fields(Perturbation if name == "perturbation" else ImageEvaluation)}
-        # The metric is the analysis' own, and sampling_steps goes through numbers of steps.
-        allowed -= {"metrics"} | ({"num_inference_steps"} if name == "sampling_steps" else set())
+        # The metric is the analysis' own and looks at all features, and sampling_steps goes through numbers of steps.
+        allowed -= {"metrics", "max_features"} | ({"num_inference_steps"} if name == "sampling_steps" else set())
     unknown = set(study.settings) - allowed
     if unknown:
         raise ValueError(f"analysis: {', '.join(sorted(unknown))} is none of {', '.join(sorted(allowed))}")

@@ -44,12 +44,13 @@ def evaluation_of(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> Imag
 
     Args:
         saved: ``evaluation`` of the training's configuration.
-        settings: of the analysis; those that an evaluation does not have are passed over.
+        settings: of the analysis; those that an evaluation does not have, and None, are passed over.
 
     Raises:
         ValueError: a value is not allowed.
     """
-    own = {name: value for name, value in settings.items() if name in ImageEvaluation.__dataclass_fields__}
+    known = ImageEvaluation.__dataclass_fields__
+    own = {name: value for name, value in settings.items() if name in known and value is not None}
     return replace(ImageEvaluation(**saved), metrics=("fd",), **own)
 
 

@@ -1,6 +1,7 @@
 """The studies in configs/ are complete, and their arms build what they name."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from composing import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from image_diffusion.analysis.analyses import check_analysis
+from image_diffusion.analysis.analyses import ANALYSES, check_analysis
+from image_diffusion.analysis.perturbation import Perturbation
 from image_diffusion.analysis.study import Study
 from immiscible_policy.cli import CONFIG_DIR, group_choices
 from immiscible_policy.diffusion import DDPM, build_objective
@@ -28,6 +30,28 @@ def test_every_figure_is_a_study_that_an_analysis_knows(figure: str) -> None:
     check_analysis(found)
     assert found.name == figure
     assert len(found.seeds) >= 3
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_lists_all_settings_of_its_analysis(figure: str) -> None:
+    analysis = dict(study(f"figure={figure}").analysis)
+    with pytest.raises(ValueError, match="nothing is none of ") as caught:
+        check_analysis(study(f"figure={figure}", "++figure.analysis.nothing=0"))
+    assert {name for name in analysis if name != "name"} == set(str(caught.value).split(" is none of ")[1].split(", "))
+
+
+@pytest.mark.parametrize("name", ["perturbation", "trajectory", "training_curves"])
+def test_settings_are_listed_with_their_defaults(name: str) -> None:
+    figure = "curves" if name == "training_curves" else name
+    listed = dict(study(f"figure={figure}").analysis)
+    defaults = {p.name: p.default for p in inspect.signature(ANALYSES[name]).parameters.values()}
+    if name == "perturbation":
+        defaults |= dataclasses.asdict(Perturbation())
+    own = {"trajectory": {"num_inference_steps": 20}}.get(name, {})  # of the papers' figure
+    for setting, value in listed.items():
+        if setting != "name":
+            expected = own.get(setting, defaults[setting])
+            assert value == (list(expected) if isinstance(expected, tuple) else expected), setting
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -114,6 +138,7 @@ def test_help_lists_the_choices_of_that_script_alone(script: str) -> None:
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
+        ("sampling_steps", "max_features=100", "analysis: max_features is none of"),
         ("sampling_steps", "metrics=[kid]", "analysis: metrics is none of"),
         ("sampling_steps", "num_inference_steps=7", "analysis: num_inference_steps is none of"),
         ("step_distance", "guidance_scale=2.0", r"guidance_scale=2\.0: predictions of single calls are without"),
@@ -123,7 +148,7 @@ def test_settings_that_an_analysis_makes_itself_are_refused_before_training(
     name: str, setting: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        check_analysis(study(f"figure={name}", f"+figure.analysis.{setting}"))
+        check_analysis(study(f"figure={name}", f"++figure.analysis.{setting}"))
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ def test_every_analysis_writes_table_numbers_and_figure(
     capsys.readouterr()
     assert run_script("analyze_images", "figure=curves", "action=status", *SMALL) == 0
     assert "curves: 2 of 2 trained" in capsys.readouterr().out
-    few = ("+figure.analysis.n_samples=8", "+figure.analysis.batch_size=8")
+    few = ("figure.analysis.n_samples=8", "figure.analysis.batch_size=8")
     studies = {
         "curves": (),
-        "perturbation": ("figure.analysis.n_images=4", "figure.analysis.n_draws=2", "+figure.analysis.n_pictures=1"),
+        "perturbation": ("figure.analysis.n_images=4", "figure.analysis.n_draws=2", "figure.analysis.n_pictures=1"),
         "trajectory": (
-            "+figure.analysis.n_images=4",
-            "+figure.analysis.n_pictures=2",
-            "+figure.analysis.n_paths=3",
+            "figure.analysis.n_images=4",
+            "figure.analysis.n_pictures=2",
+            "figure.analysis.n_paths=3",
             "figure.analysis.num_inference_steps=4",
         ),
         "step_distance": ("figure.analysis.num_inference_steps=3", *few),
@@ -64,7 +64,7 @@ def test_every_analysis_writes_table_numbers_and_figure(
         for path in pictures:
             path.unlink()
         # Of a path alone, too.
-        fewer = ("++figure.analysis.n_pictures=0", *(("++figure.analysis.n_paths=1",) if name == "trajectory" else ()))
+        fewer = ("figure.analysis.n_pictures=0", *(("figure.analysis.n_paths=1",) if name == "trajectory" else ()))
         assert run_script("analyze_images", f"figure={name}", *SMALL, *studies[name], *fewer) == 0
         assert pictures
         assert not any(path.exists() for path in pictures)
@@ -82,7 +82,7 @@ def test_every_analysis_writes_table_numbers_and_figure(
         (("figure=colours",), "figure=colours: choose one of"),
         (("action=train",), "action='train': choose one of run, analyze, status"),
         (("figure.analysis.name=fid",), "analysis.name='fid': choose one of training_curves, perturbation"),
-        (("+figure.analysis.n_samples=5",), "analysis: n_samples is none of metric, thresholds"),
+        (("++figure.analysis.n_samples=5",), "analysis: n_samples is none of metric, thresholds"),
         (("figure.only.coupling=[none,magic]",), "only.coupling"),
         (("processes=0",), "processes=0: must be at least 1"),
     ],
