@@ -75,7 +75,8 @@ def train_digits_classifier(seed: int = 0) -> nn.Sequential:
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed the generators of all GPUs, too, which are not put back.
+            torch.default_generator.manual_seed(seed)
             network = _classifier()
             _fit(network, _scaled(images), labels)
             _balance(network, _scaled(images))
