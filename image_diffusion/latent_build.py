@@ -20,6 +20,7 @@ from image_diffusion.networks import LATENT_SIZE, PixelUNet, TextUNet, build_net
 from image_diffusion.text import TextEncoder, load_text_encoder
 from immiscible_policy.coupling import Coupling
 from immiscible_policy.diffusion import build_objective
+from immiscible_policy.run_setup import is_main_process
 
 SPACES = ("pixels", "latents")
 # Captions that a model remembers to be shown by.
@@ -31,10 +32,10 @@ SCHEDULER_SETTINGS = (
     "beta_start",
     "beta_end",
     "prediction_type",
-    "steps_offset",
-    "set_alpha_to_one",
-    "timestep_spacing",
 )
+# Settings of its sampler, where that is one of those here: others mean something else by the same names.
+SAMPLER_SETTINGS = ("steps_offset", "set_alpha_to_one", "timestep_spacing")
+OWN_SAMPLERS = ("DDIMScheduler", "PNDMScheduler")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def load_pretrained(source: str) -> LatentParts:
 
 
 def pretrained_objective(objective: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The configured objective with the forward process of a pretrained pipeline's scheduler.
+    """The configured objective with the forward process of a pretrained pipeline's scheduler, and its sampler's
+    settings if that is DDIM or PNDM. The main process says what of the objective is replaced.
 
     Raises:
         ValueError: its weights were not trained to denoise in steps as DDPM does.
@@ -158,8 +160,17 @@ def pretrained_objective(objective: Mapping[str, Any], scheduler: Mapping[str, A
         raise ValueError(
             "model.pretrained: trained_betas and rescale_betas_zero_snr of its scheduler are not supported"
         )
-    taken = {setting: scheduler[setting] for setting in SCHEDULER_SETTINGS if setting in scheduler}
-    return {**objective, **taken, "clip_sample": False}
+    kind = scheduler.get("_class_name")
+    names = (*SCHEDULER_SETTINGS, *(SAMPLER_SETTINGS if kind in OWN_SAMPLERS else ()))
+    taken = {name: scheduler[name] for name in names if name in scheduler} | {"clip_sample": False}
+    replaced = [
+        f"{name}={value} (was {objective[name]})"
+        for name, value in taken.items()
+        if name in objective and objective[name] != value
+    ]
+    if replaced and is_main_process():
+        print(f"model.pretrained: its {kind} replaces objective.{', objective.'.join(replaced)}")
+    return {**objective, **taken}
 
 
 def build_latent_model(

@@ -162,6 +162,27 @@ def test_what_a_scheduler_does_not_name_has_diffusers_defaults(stable_diffusion_
         load_pretrained(str(stable_diffusion_folder))
 
 
+@pytest.mark.parametrize(
+    ("kind", "spacing"),
+    [("DDIMScheduler", "leading"), ("PNDMScheduler", "leading"), ("EulerDiscreteScheduler", "trailing")],
+)
+def test_how_a_sampler_goes_is_taken_from_samplers_of_its_kind_alone(
+    kind: str, spacing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = {**OBJECTIVE, "clip_sample": False, "beta_end": 0.02, "timestep_spacing": "trailing", "steps_offset": 1}
+    scheduler = {"beta_schedule": "linear", "beta_end": 0.012, "prediction_type": "v_prediction", "steps_offset": 0}
+    scheduler |= {"timestep_spacing": "leading", "set_alpha_to_one": False, "num_train_timesteps": 50}
+    found = pretrained_objective(objective, {**scheduler, "_class_name": kind})
+    assert (found["beta_end"], found["prediction_type"], found["timestep_spacing"]) == (0.012, "v_prediction", spacing)
+    assert ("set_alpha_to_one" in found) == (spacing == "leading")
+    own = ", objective.steps_offset=0 (was 1), objective.timestep_spacing=leading (was trailing)"
+    told = f"model.pretrained: its {kind} replaces objective.beta_end=0.012 (was 0.02){own * (spacing == 'leading')}\n"
+    assert capsys.readouterr().out == told
+    monkeypatch.setenv("RANK", "1")
+    assert pretrained_objective(objective, {**scheduler, "_class_name": kind}) == found
+    assert capsys.readouterr().out == ""
+
+
 def test_classes_are_told_by_embeddings_prompts_or_not_at_all(
     make_vae: Callable[..., Path], digits: ImageDataset, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
