@@ -6,15 +6,17 @@ grey T onto its green outline. At 95% coverage the episode is saved by itself an
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from envs.pusht import geometry
 from envs.pusht.teleoperation import Teleoperation
 from envs.pusht.teleoperation_window import NoDisplayError, run
-from immiscible_policy.cli import report_failure
+from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.data.replay_writer import ReplayWriter
 from immiscible_policy.data.sources import training_command
+from immiscible_policy.files import alone
 
 EXAMPLES = """\
 keys:
@@ -88,22 +90,41 @@ def report(writer: ReplayWriter) -> str:
     )
 
 
+@contextmanager
+def alone_with(output: Path) -> Iterator[None]:
+    """Nobody else records into the store meanwhile: both would record the same seeds."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        with alone(output, "another window that records"):
+            yield
+    finally:
+        # The lock has made them; where nothing was saved they go again.
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def record(arguments: argparse.Namespace) -> None:
+    """Shows the window and says at its end where the demonstrations are."""
+    writer, seed_start, images = open_store(arguments.output, arguments.seed_start, arguments.img)
+    # Ctrl-C is as q: what was saved is saved.
+    with suppress(KeyboardInterrupt):
+        run(Teleoperation(writer, images=images, seed_start=seed_start, limit=arguments.episodes))
+    print(report(writer))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.episodes is not None and arguments.episodes < 1:
             raise ValueError(f"--episodes is {arguments.episodes}; allowed: integers of at least 1")
-        writer, seed_start, images = open_store(arguments.output, arguments.seed_start, arguments.img)
-        run(Teleoperation(writer, images=images, seed_start=seed_start, limit=arguments.episodes))
+        with alone_with(arguments.output.expanduser()):
+            record(arguments)
     except (NoDisplayError, ValueError, OSError) as error:
         return report_failure(error)
-    except KeyboardInterrupt:
-        # As with q: what was saved is saved.
-        pass
-    print(report(writer))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -5,6 +5,8 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -148,6 +150,37 @@ def test_the_last_episode_is_deleted_on_the_disk_too(record: Record) -> None:
     assert_replays(replay)
     assert record(delete * 2, "--output", "a.zarr") == 0
     assert not Path("a.zarr").exists()
+
+
+def test_a_second_window_waits_and_goes_on_with_the_next_seed(
+    script: ModuleType, record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, has_begun = Path("new/a.zarr"), threading.Event()
+
+    def first_window() -> None:
+        with script.alone_with(store):
+            has_begun.set()
+            time.sleep(0.5)
+            start, _ = PushTEnv(legacy=True).reset(seed=0)
+            script.open_store(store, None, False)[0].append(
+                {
+                    "state": start[None],
+                    "action": start[None, :2],
+                    "keypoint": np.zeros((1, 9, 2)),
+                    "n_contacts": np.zeros((1, 1)),
+                }
+            )
+
+    first = threading.Thread(target=first_window)
+    first.start()
+    assert has_begun.wait(10)
+    assert record(pushes(1, 4), "--output", str(store)) == 0
+    first.join()
+    assert f"waiting for another window that records at {store}" in capsys.readouterr().err
+    replay = load_replay(store)
+    assert lengths(replay) == [1, 4]
+    second, _ = PushTEnv(legacy=True).reset(seed=1)
+    np.testing.assert_array_equal(replay.arrays["state"][1], second.astype(np.float32))
 
 
 def test_pictures_are_recorded_if_asked_or_if_the_store_has_them(
