@@ -22,6 +22,7 @@ from envs.pusht import geometry
 from envs.pusht.geometry import WINDOW_SIZE, Pose
 from envs.pusht.rendering import EDGE_OVERHANG, OUTSIDE, Pair, Renderer, bilinear, lighter, resized, taps
 from envs.pusht.runs import Integers, agent_runs, edge_runs, pixels_of
+from envs.pusht.task import require_positive
 
 # Larger pictures, rarely observed, would need hundreds of MB for a while to prepare.
 _MAX_PAINTED_SIZE = WINDOW_SIZE // 2
@@ -67,8 +68,8 @@ class PixelObserver:
 
     def __init__(self, width: int = 96, height: int = 96, goal_pose: Pose = geometry.GOAL_POSE) -> None:
         for name, size in (("width", width), ("height", height)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} is {size!r}; allowed: an integer of at least 1")
+            require_positive(name, size)
+        width, height = int(width), int(height)
         self._size = (width, height)
         self._renderer = Renderer(goal_pose)
         still = self._renderer.draw((OUTSIDE, OUTSIDE), (OUTSIDE, OUTSIDE), 0.0)

@@ -210,6 +210,12 @@ def test_bad_worlds(observer: PixelObserver, agents: np.ndarray, blocks: np.ndar
         observer(agents, blocks)
 
 
+def test_sizes_may_be_integers_of_numpy() -> None:
+    agents, blocks = np.full((1, 2), 100.0), np.full((1, 3), 250.0)
+    pictures = PixelObserver(np.int64(24), np.int32(12))(agents, blocks)  # type: ignore[arg-type]
+    assert np.array_equal(pictures, PixelObserver(24, 12)(agents, blocks))
+
+
 @pytest.mark.parametrize(("width", "height", "name"), [(0, 96, "width"), (96, -5, "height"), (True, 96, "width")])
 def test_bad_sizes(width: int, height: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is .*; allowed: an integer of at least 1"):
