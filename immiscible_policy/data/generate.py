@@ -47,9 +47,9 @@ def generate_demonstrations(
     """Write `n_episodes` solved episodes to a replay store; the first n are the same however many are asked for.
 
     Each is appended as soon as it and those before it are there, so a killed call loses seconds of work: the next one
-    with the same arguments goes on, and one with more episodes extends the store. Episode i starts at a state drawn
-    from (seed, i), placed as the published evaluations and the human demonstrations place theirs. Attempts that do
-    not solve the task are left out.
+    with the same arguments goes on, and one with more episodes extends the store. Attempt i starts at a state drawn
+    from (seed, i), placed as the published evaluations and the human demonstrations place theirs; the episodes are, in
+    this order, the attempts that solve the task.
 
     Args:
         path: of the store, as the human demonstrations' (`immiscible_policy.data.replay`). Its attributes say how it

@@ -144,6 +144,11 @@ def _open_group(store: Any, root: str, path: Path) -> zarr.Group:
 
 
 def _not_a_store(directory: Path) -> str:
+    if not any(directory.iterdir()):
+        return (
+            f"{directory} is not a zarr store but an empty folder: to write one there, remove the folder; "
+            f"to read one, {HOW_TO_GET}"
+        )
     message = f"{directory} is not a zarr store: expected {' or '.join(STORE_MARKERS)} in it"
     inside = sorted(child.parent for marker in STORE_MARKERS for child in directory.glob(f"*/{marker}"))
     return f"{message}; did you mean {inside[0]}?" if inside else f"{message}; {HOW_TO_GET}"

@@ -534,7 +534,7 @@ def test_what_the_demonstrator_did_not_make_is_refused(
     before = files(tmp_path)
     for name, message in {
         "other.zarr": "made_by is None there",
-        "folder": "is not a zarr store",
+        "folder": "is not a zarr store but an empty folder: to write one there, remove the folder",
         "file": "neither a zarr directory nor a complete zip archive",
     }.items():
         with pytest.raises(DataError, match=message):
