@@ -69,9 +69,11 @@ def status_lines(session: PlaySession, rate: str, saving: str = "", hint: str = 
     inference = f"{session.num_inference_steps} inference {plural}"
     noise = session.initial_noise
     scale = "" if noise.noise_scale == 1 else f", noise x {noise.noise_scale:g}"
+    # The line is cut at the window's edge: news come first, and go again.
+    last = (session.message, saving) if session.message else (saving, hint)
     return (
         "   ".join(state),
         f"{place}{session.name}{trained}",
         "   ".join([inference, f"inference coupling {noise.mode}{scale}", rate]),
-        "   ".join(part for part in (saving, session.message or hint) if part),
+        "   ".join(part for part in last if part),
     )

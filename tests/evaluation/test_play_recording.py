@@ -5,10 +5,12 @@ from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
+import pygame
 import pytest
 import torch
 
 from envs.pusht import geometry
+from envs.pusht.picture import FONT_SIZE
 from immiscible_policy.evaluation.play import PlaySession
 from immiscible_policy.evaluation.play_picture import KEYS_IN_WORDS, PlayPicture, status_lines
 from immiscible_policy.evaluation.play_policies import NamedPolicy
@@ -172,6 +174,15 @@ def test_status_lines(session: PlaySession) -> None:
     assert lines[0].endswith("success at step 1   paused")
     assert lines[2].startswith("20 inference steps   ")
     assert lines[3] == "a message"
+
+
+def test_a_disturbance_is_told_whole_while_a_video_is_saved(session: PlaySession) -> None:
+    session.say("disturbed: the block was shifted by 88 px and turned by -88 degrees")
+    picture = PlayPicture(session)
+    line = status_lines(session, "60 fps", "saving a video: 123 s", "hint")[3]
+    assert line == f"{session.message}   saving a video: 123 s"
+    width, _ = pygame.font.Font(None, FONT_SIZE).size(session.message)
+    assert width < picture.picture.surface.get_width() - 16
 
 
 def test_plan_hand_ghost_and_help_are_drawn(session: PlaySession) -> None:
