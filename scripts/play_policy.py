@@ -91,7 +91,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--steps is {n_steps}; allowed: integers of at least 1")
     outside = [step for step in arguments.disturb if not 0 <= step < n_steps]
     if outside:
-        raise ValueError(f"--disturb is {outside[0]}; allowed: 0 to {n_steps - 1}, before the last of --steps {n_steps}")
+        raise ValueError(
+            f"--disturb is {outside[0]}; allowed: 0 to {n_steps - 1}, before the last of --steps {n_steps}"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
