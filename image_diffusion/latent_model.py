@@ -50,6 +50,8 @@ class LatentModel(ImageModel):
 
     frozen_hash: Tensor
 
+    _class_prompts: Tensor
+
     def __init__(
         self,
         image_size: int,
@@ -87,7 +89,8 @@ class LatentModel(ImageModel):
         if self.text is not None and n_classes is not None:
             if self.prompts is None or len(self.prompts) != n_classes:
                 raise ValueError(f"prompts: {n_classes} classes need one each, got {self.prompts}")
-            self._class_prompts = torch.tensor(self.text.number(self.prompts))
+            # Where the weights are: brought there in every step, the step would wait for it.
+            self.register_buffer("_class_prompts", torch.tensor(self.text.number(self.prompts)), persistent=False)
         # In checkpoints, so that no run goes on in another latent space than it began in.
         digest = hashlib.sha256(autoencoder.digest() + (text_encoder.digest() if text_encoder else b"")).digest()
         self.register_buffer("frozen_hash", torch.tensor(list(digest), dtype=torch.uint8))
@@ -147,7 +150,7 @@ class LatentModel(ImageModel):
         if self.text is None:
             return super().training_condition(batch, generator)
         if self.n_classes is not None:
-            numbers = self._class_prompts.to(batch["label"].device)[batch["label"]]
+            numbers = self._class_prompts[batch["label"]]
         elif "prompts" in batch:
             numbers = _choose(batch["prompts"], generator)
         else:

@@ -222,6 +222,7 @@ def test_classes_become_their_prompts_and_some_the_empty_one(make_model: Maker) 
     torch.testing.assert_close(trained.condition(4, None), known[[1, 2, 3, 1]])
     assert trained.seed_labels([7, 5, 6]) == [1, 2, 0]
     assert trained.label_counts is None
+    assert "_class_prompts" in dict(trained.named_buffers())  # so that no step brings the prompts to a GPU
     counted = make_model(text="bert", n_classes=3, prompts=names, class_counts=[1, 0, 0])
     assert counted.data_labels([7, 5, 6]) == [0, 0, 0]
     assert counted.seed_labels([7, 5, 6]) == [0, 0, 0]
