@@ -23,7 +23,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
 
 
-def check_seed(value: Any) -> None:
-    """Raise a ValueError unless a value is a seed that every library takes."""
+def check_seed(value: Any, name: str = "seed") -> None:
+    """Raise a ValueError, which names it, unless a value is a seed that every library takes."""
     if not is_integer(value, 0) or value >= 2**32:
-        raise ValueError(f"seed={value!r}: must be an integer of at least 0 and below 2^32")
+        raise ValueError(f"{name}={value!r}: must be an integer of at least 0 and below 2^32")

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
 from immiscible_policy.download import DownloadError
+from immiscible_policy.run_folder import training_folder
 from immiscible_policy.run_setup import is_main_process, made_by
 from immiscible_policy.training import DivergedError
 
@@ -296,9 +297,11 @@ def _groups(config_name: str) -> set[str]:
 
 def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
     """With ``resume=<run dir>`` given, make that folder Hydra's run folder and leave its records alone."""
-    folders = [arg.split("=", 1)[1] for arg in argv[1:] if arg.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    folders = [arg.split("=", 1)[1] for arg in argv[1:] if arg.lstrip("+").startswith("resume=")]
+    if not folders or folders[-1] == "null":
         return argv
+    if not folders[-1]:
+        fail("resume=: give the folder of the run to go on with, or leave it out")
     # Abbreviations are Hydra's, too.
     sweep = next((arg for arg in argv[1:] if arg == "-m" or (arg[:3] == "--m" and "--multirun".startswith(arg))), None)
     if sweep is not None:
@@ -308,13 +311,14 @@ def point_hydra_at_resumed_run(argv: list[str]) -> list[str]:
         fail(f"resume={folder}: not a run folder (it holds no .hydra/config.yaml)")
     if (script := made_by(folder)) not in (None, Path(argv[0]).stem):
         fail(f"resume={folder}: a run of scripts/{script}.py, which goes on with it")
-    changed = [arg for arg in argv[1:] if arg.split("=")[0] not in RESUME_OVERRIDES and not arg.startswith("-")]
+    given = [arg for arg in argv[1:] if not arg.startswith("-")]
+    changed = [arg for arg in given if arg.lstrip("+").split("=")[0] not in RESUME_OVERRIDES]
     if changed:
         fail(
             f"{changed[0]}: a resumed run keeps its configuration; only {', '.join(RESUME_OVERRIDES[1:])} may be given "
             "beside resume"
         )
-    return [*argv, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    return [*argv, f"hydra.run.dir={folder}"]
 
 
 def resumed_config(cfg: DictConfig) -> DictConfig:
@@ -323,20 +327,24 @@ def resumed_config(cfg: DictConfig) -> DictConfig:
     if not isinstance(saved, DictConfig):
         raise ValueError(f"resume={cfg.resume}: .hydra/config.yaml is not a configuration")
     for key in RESUME_OVERRIDES:
-        given = [arg for arg in sys.argv[1:] if arg.startswith(f"{key}=")]
+        given = [arg for arg in sys.argv[1:] if arg.lstrip("+").startswith(f"{key}=")]
         if given:
             OmegaConf.update(saved, key, cfg[key])
     return saved
 
 
-def begin_training(cfg: DictConfig) -> tuple[DictConfig, Path]:
-    """The configuration to train with, of the interrupted run where one is resumed, and the run folder; says both."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume is not None:
-        cfg = resumed_config(cfg)
-    if is_main_process():
-        print(f"run folder {run_dir}", flush=True)
-        k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
-        if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):
-            print(f"note: this coupling has no k, so k={cfg.k} has no effect")
-    return cfg, run_dir
+@contextlib.contextmanager
+def training(cfg: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
+    """The configuration to train with, of the interrupted run where one is resumed, and the run folder; says both.
+
+    As long as the body runs no other process trains there.
+    """
+    with training_folder(cfg) as run_dir:
+        if cfg.resume is not None:
+            cfg = resumed_config(cfg)
+        if is_main_process():
+            print(f"run folder {run_dir}", flush=True)
+            k_is_given = any(override.startswith("k=") for override in HydraConfig.get().overrides.task)
+            if k_is_given and "${k}" not in OmegaConf.to_yaml(cfg.coupling):
+                print(f"note: this coupling has no k, so k={cfg.k} has no effect")
+        yield cfg, run_dir

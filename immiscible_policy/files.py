@@ -93,6 +93,29 @@ def alone(path: Path, other: str = "another process that writes") -> Iterator[No
         file.close()
 
 
+@contextmanager
+def locked(folder: Path, name: str = "lock") -> Iterator[int | None]:
+    """Hold a folder's lock, a file descriptor; None where another process holds it. The folder is made.
+
+    The system undoes it when the process, and those that have inherited the descriptor, end in whatever way. Where it has
+    no such locks, on Windows, nobody is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with open(path, "rb") as file:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 from immiscible_policy.checks import check_seed
-from immiscible_policy.files import write_json
+from immiscible_policy.files import locked, write_json
+from immiscible_policy.run_setup import holds_run
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 R = TypeVar("R", bound="GridRun")
@@ -114,7 +113,7 @@ class GridRun:
             ValueError: training failed; says how, and where its log is.
         """
         # Not Hydra's record, which a kill can leave half written: without checkpoints there is nothing to resume.
-        begun = (self.run_dir / "checkpoints").is_dir()
+        begun = holds_run(self.run_dir)
         arguments = [f"resume={self.run_dir}"] if begun else [*self.overrides, f"hydra.run.dir={self.run_dir}"]
         said = any(override.startswith("trainer.mixed_precision=") for override in self.overrides)
         if not begun and not said and precision != "auto":  # presets may say, too
@@ -218,25 +217,6 @@ def running(runs: Sequence[GridRun]) -> str:
     """What is being worked on now, to end a line of status with; empty where nothing is."""
     names = [run.folder.name for run in runs if is_locked(run.folder)]
     return f", now working on {', '.join(names)}" if names else ""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the folder's lock, a file descriptor; None where another process holds it.
-
-    The system undoes it when the process ends in whatever way.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
+from immiscible_policy.checks import check_seed
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import (
     DemonstratorSet,
@@ -52,6 +53,7 @@ def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> P
             hold (pictures are not compared) or in how they are split.
     """
     check_dataset(cfg, "demonstrator", "demonstrations")
+    check_seed(cfg.dataset.split_seed, "dataset.split_seed")
     dataset, path, human = cfg.dataset, cfg.dataset.path, cfg.dataset.human
     generated = None
     if dataset.demonstrator is not None:
@@ -112,15 +114,17 @@ def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> P
 
 def _check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
     """Refuse other data than a run began with: what came of both would be of neither."""
-    changed = [
-        f"{name}={value} (began with {began_with[name]})"
+    changed = {
+        name: f"{name}={value} (began with {began_with[name]})"
         for name, value in source.items()
         if name != "path" and began_with.get(name, value) != value
-    ]
+    }
+    if len(changed) > 1:  # which says more than that they hold something else
+        changed.pop("sha256", None)
     if changed:
         raise ValueError(
             f"the demonstrations at {source['path']} are no longer those that the run began with: "
-            f"{', '.join(changed)}; restore them, or start a new run"
+            f"{', '.join(changed.values())}; restore them, or start a new run"
         )
 
 

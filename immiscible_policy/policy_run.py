@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from immiscible_policy.coupling import Coupling, Warmup
 from immiscible_policy.data.windows import ActionWindows
-from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy
+from immiscible_policy.evaluation.evaluate import EvaluationConfig, environment_factory, evaluate_policy
 from immiscible_policy.evaluation.statistics import RULES, k_min_train_loss_mean, last_k_mean, max_score
 from immiscible_policy.evaluation.validation import validation_losses
 from immiscible_policy.files import write_json
@@ -102,10 +102,15 @@ def train_policy(cfg: DictConfig, run_dir: Path, resume: bool = False) -> dict[s
     coupling: Coupling = instantiate(cfg.coupling, _convert_="all")
     final_config = EvaluationConfig(**plain_settings(cfg.evaluation))
     rollout_config = EvaluationConfig(**plain_settings(cfg.rollout))
+    if cfg.rollout.n_videos:
+        raise ValueError(
+            f"rollout.n_videos={cfg.rollout.n_videos}: rollouts while training record none; evaluation.n_videos does"
+        )
     record = run_dir / "demonstrations.json"
     recorded = json.loads(record.read_text()) if resume and record.exists() else None
     data = load_data(cfg, recorded)
     policy = build_policy(cfg, data, coupling)
+    environment_factory(policy)(1, False).close()  # what it refuses is refused before training, too
     if is_main_process() and coupling.caveat is not None:
         print(f"coupling: {coupling}; {coupling.caveat}")
     for evaluated in (rollout_config, final_config):  # what they could not do is refused before training

@@ -42,6 +42,11 @@ def made_by(run_dir: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def holds_run(run_dir: Path) -> bool:
+    """Whether training has begun in a folder: to begin it once more would mix two runs."""
+    return (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("*"))
+
+
 def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
@@ -62,7 +67,7 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
         ValueError: the folder holds a run that is not to be resumed, there is no such device, or a setting of the
             training is out of range.
     """
-    if not resume and (run_dir / "checkpoints").exists():
+    if not resume and holds_run(run_dir):
         raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
     # Before any data are loaded, or made.
     set_threads(cfg.num_threads)

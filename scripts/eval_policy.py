@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from immiscible_policy import cli
 from immiscible_policy.evaluation.evaluate import EvaluationConfig, evaluate_policy, metrics_table
 from immiscible_policy.policy import load_policy
 from immiscible_policy.policy_run import last_policy_folder
+from immiscible_policy.run_folder import results_folder
 from immiscible_policy.run_setup import set_threads
 from immiscible_policy.training.precision import resolve_device
 
@@ -41,8 +41,8 @@ def main(cfg: DictConfig) -> None:
     )
     if unused := [f"{name}={cfg[name]}" for name in NOISE_CHOICES if cfg[name] != getattr(config, name)]:
         raise ValueError(f"{', '.join(unused)}: nothing that inference_coupling={config.inference_coupling} looks at")
-    output_dir = Path(HydraConfig.get().runtime.output_dir)
-    report = evaluate_policy(policy, config, output_dir)
+    with results_folder(cfg, "eval.json") as output_dir:
+        report = evaluate_policy(policy, config, output_dir)
     settings, chooser = report["settings"], config.selection or policy.coupling
     noise = "N(0, I)" if config.inference_coupling == "none" else f"{config.inference_coupling} by {chooser}"
     noise += "" if config.noise_scale == 1 else f" times {config.noise_scale:g}"

@@ -13,16 +13,16 @@ from immiscible_policy import cli
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_image", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    cfg, run_dir = cli.begin_training(cfg)
-    summary = train_images(cfg, run_dir, resume=cfg.resume is not None)
-    if not summary:
-        return
-    print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
-    for name, value in summary["final"].items():
-        print(f"  {name:<36}{value:.5g}")
-    print(f"summary    {run_dir / 'summary.json'}")
-    print(f"model      {last_model_folder(run_dir)}")
-    print(f"samples    {run_dir / 'media'}")
+    with cli.training(cfg) as (cfg, run_dir):
+        summary = train_images(cfg, run_dir, resume=cfg.resume is not None)
+        if not summary:
+            return
+        print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
+        for name, value in summary["final"].items():
+            print(f"  {name:<36}{value:.5g}")
+        print(f"summary    {run_dir / 'summary.json'}")
+        print(f"model      {last_model_folder(run_dir)}")
+        print(f"samples    {run_dir / 'media'}")
 
 
 if __name__ == "__main__":

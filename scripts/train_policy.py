@@ -13,20 +13,20 @@ from immiscible_policy.policy_run import last_policy_folder, train_policy
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_policy", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    cfg, run_dir = cli.begin_training(cfg)
-    summary = train_policy(cfg, run_dir, resume=cfg.resume is not None)
-    if not summary:
-        return
-    print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
-    print(metrics_table(summary["final"]))
-    print(f"summary    {run_dir / 'summary.json'}")
-    print(f"policy     {last_policy_folder(run_dir)}")
-    strip, report = run_dir / "media" / "film_strip.png", run_dir / "report.html"
-    if strip.exists():
-        print(f"videos     {strip.parent}")
-        print(f"film strip {strip}")
-    if report.exists():
-        print(f"report     {report}")
+    with cli.training(cfg) as (cfg, run_dir):
+        summary = train_policy(cfg, run_dir, resume=cfg.resume is not None)
+        if not summary:
+            return
+        print(f"\n{summary['coupling']}, seed {summary['seed']}, {summary['steps']} steps:")
+        print(metrics_table(summary["final"]))
+        print(f"summary    {run_dir / 'summary.json'}")
+        print(f"policy     {last_policy_folder(run_dir)}")
+        strip, report = run_dir / "media" / "film_strip.png", run_dir / "report.html"
+        if strip.exists():
+            print(f"videos     {strip.parent}")
+            print(f"film strip {strip}")
+        if report.exists():
+            print(f"report     {report}")
 
 
 if __name__ == "__main__":

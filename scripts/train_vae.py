@@ -22,15 +22,15 @@ def next_command(run_dir: Path) -> str:
 @hydra.main(config_path=str(cli.CONFIG_DIR), config_name="train_vae", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    cfg, run_dir = cli.begin_training(cfg)
-    summary = train_vae(cfg, run_dir, resume=cfg.resume is not None)
-    if not summary:
-        return
-    shape = "x".join(map(str, summary["latent_shape"]))
-    print(f"\nlatents of {shape}, PSNR {summary['psnr']:.2f} dB ({summary['psnr_of']}), {summary['steps']} steps")
-    print(f"pictures   {run_dir / 'media'} (above: images, below: reconstructions)")
-    print(f"vae        {run_dir / 'vae'} (scaling factor {summary['scaling_factor']:.4g})")
-    print(f"next       {next_command(run_dir)}")
+    with cli.training(cfg) as (cfg, run_dir):
+        summary = train_vae(cfg, run_dir, resume=cfg.resume is not None)
+        if not summary:
+            return
+        shape = "x".join(map(str, summary["latent_shape"]))
+        print(f"\nlatents of {shape}, PSNR {summary['psnr']:.2f} dB ({summary['psnr_of']}), {summary['steps']} steps")
+        print(f"pictures   {run_dir / 'media'} (above: images, below: reconstructions)")
+        print(f"vae        {run_dir / 'vae'} (scaling factor {summary['scaling_factor']:.4g})")
+        print(f"next       {next_command(run_dir)}")
 
 
 if __name__ == "__main__":

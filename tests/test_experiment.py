@@ -20,7 +20,7 @@ from immiscible_policy.evaluation.report import write_report
 from immiscible_policy.evaluation.results import load_results
 from immiscible_policy.evaluation.results_report import write_tables
 from immiscible_policy.experiment import Cell, Experiment, collect, evaluation_name, is_done, status, work_off
-from immiscible_policy.grid_run import locked
+from immiscible_policy.files import locked
 from immiscible_policy.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,7 +34,7 @@ def test_precision_is_given_unless_the_configuration_is_to_say(
     record.parent.mkdir(parents=True)
     record.touch()
     run.train("cpu", lock=0, precision=precision)
-    (run.run_dir / "checkpoints").mkdir()
+    (run.run_dir / "checkpoints" / "latest").mkdir(parents=True)
     run.train("cpu", lock=0, precision=precision)
     first, again, resumed = commands
     assert again == first

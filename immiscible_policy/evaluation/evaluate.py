@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
-from immiscible_policy.checks import check_integer
+from immiscible_policy.checks import check_integer, check_seed
 from immiscible_policy.diffusion import Objective
 from immiscible_policy.evaluation.rollout import Episode, Recording, rollout
 from immiscible_policy.evaluation.statistics import episodes_interval
@@ -66,8 +66,10 @@ class EvaluationConfig:
         chosen = self.noise_selection()  # which refuses what is not allowed
         for name in ("first_chunk", "selection", "known_only"):
             object.__setattr__(self, name, getattr(chosen, name))
-        for name, least in (("n_episodes", 1), ("seed_start", 0), ("noise_seed", 0)):
-            check_integer(name, getattr(self, name), least)
+        check_integer("n_episodes", self.n_episodes, 1)
+        for name in ("seed_start", "noise_seed"):
+            check_seed(getattr(self, name), name)
+        check_seed(self.seed_start + self.n_episodes - 1, "seed_start + n_episodes - 1")
         if self.num_inference_steps is not None:
             check_integer("num_inference_steps", self.num_inference_steps, 1)
         check_integer("n_videos", self.n_videos, 0)

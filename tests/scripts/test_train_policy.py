@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from envs.pusht.demonstrator import Demonstration
 from envs.pusht.physics import World
 from immiscible_policy.coupling.spec import parse_coupling
 from immiscible_policy.data import generate, sources
 from immiscible_policy.data.replay import load_replay
+from immiscible_policy.files import locked
 from immiscible_policy.policy import load_policy
 from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
@@ -174,6 +176,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run_script, store
         (["evaluation.n_episodes=abc"], "evaluation.n_episodes=abc: must be a number"),
         (["trainer.betas=3"], "trainer.betas=3: must be a list: [3]"),
         (["resume=store.zarr"], "not a run folder"),
+        (["resume="], "resume=: give the folder of the run to go on with, or leave it out"),
+        (["++resume=store.zarr"], "not a run folder"),
+        (["rollout.n_videos=5"], "rollout.n_videos=5: rollouts while training record none; evaluation.n_videos does"),
+        (["task.max_steps=0"], "max_episode_steps is 0"),
+        (["task.env_id=Elsewhere-v0"], "Elsewhere"),
+        (["dataset.split_seed=-1"], "dataset.split_seed=-1: must be an integer of at least 0 and below 2^32"),
+        (["evaluation.seed_start=4294967294"], "seed_start + n_episodes - 1=4294967296: must be an integer of at least 0"),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(
@@ -190,12 +199,31 @@ def test_bad_input_ends_in_one_clear_line(
 
 def test_nothing_is_overwritten(run_script, store: Path, tmp_path: Path, capsys) -> None:
     assert run_script("train_policy", *tiny(store, "run")) == 0
-    contents = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    contents = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert tmp_path / "run" / ".hydra" / "config.yaml" in contents  # by which it is resumed
     assert run_script("train_policy", *tiny(store, "run", "seed=1")) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert run_script("train_policy", "resume=run", "steps=16") == 1
     assert "steps=16: a resumed run keeps its configuration" in capsys.readouterr().err
-    assert contents == {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    assert contents == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_one_process_at_a_time_trains_in_a_folder(run_script, store: Path, tmp_path: Path, capsys) -> None:
+    with locked(tmp_path / "run", ".lock"):
+        assert run_script("train_policy", *tiny(store, "run")) == 1
+        assert "run: another process trains there; choose another folder" in capsys.readouterr().err
+        assert not (tmp_path / "run" / ".hydra").exists()
+    assert run_script("train_policy", *tiny(store, "run")) == 0
+    with locked(tmp_path / "run", ".lock"):
+        assert run_script("train_policy", "resume=run") == 1
+        assert "run: another process trains there; wait for it, or stop it" in capsys.readouterr().err
+
+
+def test_a_start_that_failed_leaves_the_folder_to_the_next(run_script, store: Path, tmp_path: Path, capsys) -> None:
+    assert run_script("train_policy", *tiny(store, "run", "batch_size=30000")) == 1
+    assert "batch_size=30000" in capsys.readouterr().err
+    assert run_script("train_policy", *tiny(store, "run")) == 0
+    assert OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml").batch_size == 16
 
 
 def test_a_checkpoint_from_another_configuration_and_a_half_written_one(

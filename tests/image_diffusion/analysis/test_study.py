@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from image_diffusion.analysis.study import ImageRun, Study, status, train_missing
-from immiscible_policy.grid_run import locked
+from immiscible_policy.files import locked
 
 SETTINGS: dict[str, Any] = {
     "name": "curves",
