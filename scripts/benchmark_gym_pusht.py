@@ -6,6 +6,7 @@ its input with the seconds that gym-pusht took for so many steps, until the inpu
 single environment by the same loop, so this file imports nothing of the project, and no torch.
 """
 
+import argparse
 import importlib
 import json
 import sys
@@ -60,13 +61,18 @@ class Episodes:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seed", type=int, help="of the random actions and the first episode")
+    seed = parser.parse_args().seed
     # Imported packages print greetings; the benchmark reads only what this file says.
     answers, sys.stdout = sys.stdout, sys.stderr
-    importlib.import_module("gym_pusht")
+    try:
+        importlib.import_module("gym_pusht")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: run this by an interpreter that has gym-pusht")
     if "cv2" in sys.modules:
         # gym-pusht scales its pictures with OpenCV, which would take all cores.
         sys.modules["cv2"].setNumThreads(1)
-    seed = int(sys.argv[1])
     episodes = {kind: Episodes(gymnasium.make("gym_pusht/PushT-v0", obs_type=kind), seed=seed) for kind in OBSERVATIONS}
     print(json.dumps(versions("gym-pusht", "pymunk", "gymnasium", "numpy")), file=answers, flush=True)
     for line in sys.stdin:
