@@ -1,7 +1,9 @@
 """Coverage over training seeds, by coupling: python scripts/coverage_table.py outputs/<date>/<time>_sweep
 
 Reads the final evaluations of finished runs (run folders, or folders that hold runs) and prints a Markdown table: means
-with 95% intervals over training seeds and episodes, and each coupling's paired difference from coupling=none.
+with 95% intervals over training seeds and episodes, and each coupling's paired difference from coupling=none. Runs that
+differ in what else they were trained with stand in rows of their own, named by it. Runs of images, and those without a
+finished evaluation, are left out with a warning.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.coupling import __all__ as couplings
 from immiscible_policy.data.sources import demonstrations_text
+from immiscible_policy.evaluation.evaluate import EvaluationConfig
 from immiscible_policy.run_setup import made_by
 from immiscible_policy.training.metrics import read_metrics
 
@@ -35,9 +36,10 @@ _NEVER_RUNS = {"checkpoints", "media", "figures", "tables", ".hydra"}
 # Entries of a configuration that do not set runs apart: what they say stands elsewhere in an arm's name, or changes
 # nothing that was learned.
 _NOT_AN_ARM = (
-    *("coupling", "k", "objective", "task", "dataset", "seed", "name", "device", "num_threads", "resume", "evaluation"),
-    *("rollout.n_videos", "trainer.steps", "trainer.batch_size", "trainer.device", "trainer.seed", "trainer.log_every"),
-    *("trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.tensorboard", "trainer.wandb"),
+    *("coupling", "k", "objective", "task", "seed", "name", "device", "num_threads", "resume", "evaluation"),
+    *("dataset.path", "dataset.human", "dataset.demonstrator", "dataset.max_train_episodes", "dataset.split_seed"),
+    *("rollout.n_videos", "trainer.device", "trainer.seed", "trainer.log_every", "trainer.checkpoint_every"),
+    *("trainer.keep_checkpoints", "trainer.tensorboard", "trainer.wandb"),
 )
 
 
@@ -110,8 +112,8 @@ class RunRecord:
     def max_train_episodes(self) -> int | None:
         """To how many episodes training was limited; None where it was not."""
         # Runs made before demonstrations.json said so have it in their configuration alone.
-        limit = part(self.config, "dataset", "max_train_episodes")
-        return limit if isinstance(limit, int) else None
+        limits = (part(self.config, "dataset", "max_train_episodes"), part(self.demonstrations, "max_train_episodes"))
+        return next((limit for limit in limits if isinstance(limit, int)), None)
 
     def path_for_commands(self) -> str:
         """The run folder as a command typed in the run's working directory would name it."""
@@ -170,11 +172,15 @@ def is_run(folder: Path) -> bool:
 
 def find_runs(folder: Path) -> list[Path]:
     """The policies' run folders below a folder, in the order of their names; runs do not hold runs."""
+    return [path for path in all_runs(folder) if made_by(path) in (None, POLICY_SCRIPT)]
+
+
+def all_runs(folder: Path) -> list[Path]:
+    """As ``find_runs``, with the runs of other scripts."""
     found = []
     for path, names, _ in os.walk(folder):
         if is_run(Path(path)):
-            if made_by(Path(path)) in (None, POLICY_SCRIPT):
-                found.append(Path(path))
+            found.append(Path(path))
             names.clear()
         names[:] = sorted(name for name in names if name not in _NEVER_RUNS)
     return found
@@ -285,11 +291,29 @@ def context_labels(runs: Sequence[RunRecord]) -> list[str]:
     """What sets runs apart besides coupling, demonstrations and training seed; empty where nothing does."""
     objectives = _only_if_different([objective_label(run, runs) for run in runs])
     observations = _only_if_different([run.observation for run in runs])
-    settings = _differing([_flat(run.config) for run in runs], _NOT_AN_ARM)
+    settings = _differing([_own_settings(run.config) for run in runs], _NOT_AN_ARM)
     return [
         ", ".join(text for text in (objective, observation, *others) if text)
         for objective, observation, others in zip(objectives, observations, settings, strict=True)
     ]
+
+
+def evaluation_labels(runs: Sequence[RunRecord]) -> list[str]:
+    """What sets the final evaluations of runs apart, as ``evaluation.entry=value``; empty where nothing does.
+
+    Observations are left out, which ``context_labels`` names.
+    """
+    settings = [part(run.summary, "evaluation_settings") or part(run.evaluation, "settings") for run in runs]
+    flat = [_flat({"evaluation": mapping(each)}) for each in settings]
+    return [", ".join(texts) for texts in _differing(flat, ("evaluation.task.obs_type",))]
+
+
+def unusual_noise(settings: Mapping[str, Any]) -> list[str]:
+    """``entry=value`` of the settings of an evaluation's initial noise that are not the defaults."""
+    names = ("inference_coupling", "first_chunk", "selection", "known_only", "noise_scale", "noise_seed")
+    # Evaluations made before there was such a setting had what is its default now.
+    defaults = {name: getattr(EvaluationConfig, name) for name in names}
+    return [f"{name}={settings[name]}" for name in names if settings.get(name, defaults[name]) != defaults[name]]
 
 
 def objective_label(run: RunRecord, runs: Sequence[RunRecord] = ()) -> str:
@@ -308,11 +332,21 @@ def _only_if_different(values: Sequence[str]) -> list[str]:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]], excepted: Sequence[str]) -> list[list[str]]:
-    """For each run ``entry=value`` of the entries in which the runs differ."""
+    """For each run ``entry=value`` of the entries in which the runs differ; runs without any entry are not compared."""
     names = sorted({name for each in settings for name in each})
     kept = [name for name in names if not any(name == e or name.startswith(f"{e}.") for e in excepted)]
-    different = [name for name in kept if len({str(each.get(name)) for each in settings}) > 1]
+    different = [name for name in kept if len({str(each.get(name)) for each in settings if each}) > 1]
     return [[f"{name}={each[name]}" for name in different if name in each] for each in settings]
+
+
+def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a configuration without those below that repeat one at its top, such as ``trainer.batch_size``."""
+    flat = _flat(config)
+    return {
+        name: value
+        for name, value in flat.items()
+        if "." not in name or (last := name.rpartition(".")[2]) not in flat or flat[last] != value
+    }
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

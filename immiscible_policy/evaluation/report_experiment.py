@@ -15,6 +15,7 @@ from immiscible_policy.evaluation.report_data import (
     arm_labels,
     context_labels,
     damaged,
+    evaluation_labels,
     find_runs,
     part,
     read_run,
@@ -22,7 +23,7 @@ from immiscible_policy.evaluation.report_data import (
 )
 from immiscible_policy.evaluation.report_media import Media, markdown_html
 from immiscible_policy.evaluation.report_run import checked_episodes, headlines
-from immiscible_policy.evaluation.table import coverage_table, load_runs, markdown
+from immiscible_policy.evaluation.table import coverage_table, markdown, table_run
 
 
 def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
@@ -41,12 +42,13 @@ def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
     tables = [_markdown_file(media, folder, path) for path in sorted(folder.glob("tables/**/*.md"))]
     if not (runs or pictures or tables):
         raise ValueError(f"{folder}: neither a run folder nor one that holds runs, figures/*.png or tables/*.md")
-    labels = arm_labels(runs) if runs else []
+    labels = arm_labels(runs)
+    evaluated = [_joined(label, evaluation) for label, evaluation in zip(labels, evaluation_labels(runs), strict=True)]
     curves: dict[str, list[figures.Curve]] = defaultdict(list)
     coverages: dict[str, list[float]] = defaultdict(list)
-    for run, label in zip(runs, labels, strict=True):
+    for run, label, evaluated_label in zip(runs, labels, evaluated, strict=True):
         curves[label].append(series(run.metrics, "rollout/max_coverage"))
-        coverages[label] += [episode["max_coverage"] for episode in checked_episodes(run)]
+        coverages[evaluated_label] += [episode["max_coverage"] for episode in checked_episodes(run)]
     histograms = [
         {"arm": label, "svg": Markup(figures.coverage_histogram(values, f"max coverage, {label}")), "n": len(values)}
         for label, values in sorted(coverages.items())
@@ -55,7 +57,7 @@ def experiment_context(folder: Path, media: Media) -> dict[str, Any]:
     chart = figures.arm_curves(dict(sorted(curves.items())))
     context = {
         "title": folder.resolve().name,
-        "runs": [_run_row(run, label, folder) for run, label in zip(runs, labels, strict=True)],
+        "runs": [_run_row(run, label, folder) for run, label in zip(runs, evaluated, strict=True)],
         "n_finished": sum(run.finished for run in runs),
         "coverage_tables": _coverage_tables(runs),
         "chart": Markup(chart[0]) if chart else None,
@@ -100,24 +102,28 @@ def _coverage_tables(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """
     finished = [run for run in runs if run.finished]
     groups: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
-    for run, context in zip(finished, context_labels(finished) if finished else [], strict=True):
+    for run, *labels in zip(finished, context_labels(finished), evaluation_labels(finished), strict=True):
         comparable = (str(part(run.summary, key)) for key in ("evaluation_settings", "steps", "parameters"))
-        groups[(context, *comparable)].append(run)
+        groups[(_joined(*labels), *comparable)].append(run)
     tables = []
-    for (context, *_), group in sorted(groups.items()):
+    for (title, *_), group in sorted(groups.items()):
         loaded, unreadable = [], []
         for run in group:
             try:
-                loaded += load_runs([run.folder])
-            except DAMAGE as error:
-                unreadable.append(damaged(run.folder.name, error))
+                loaded.append(table_run(run))
+            except ValueError as error:
+                unreadable.append(f"{run.folder.name}: {error}")
         html, problem = None, None
         try:
             html = markdown_html(markdown(coverage_table(loaded))) if loaded else None
         except DAMAGE as error:
             problem = " ".join(str(error).split())
-        tables.append({"title": context, "html": html, "problem": "; ".join(filter(None, [problem, *unreadable]))})
+        tables.append({"title": title, "html": html, "problem": "; ".join(filter(None, [problem, *unreadable]))})
     return tables
+
+
+def _joined(*labels: str) -> str:
+    return ", ".join(label for label in labels if label)
 
 
 def _picture(media: Media, folder: Path, path: Path) -> dict[str, Any] | None:

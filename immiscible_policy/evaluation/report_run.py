@@ -19,6 +19,7 @@ from immiscible_policy.evaluation.report_data import (
     part,
     read_run,
     series,
+    unusual_noise,
 )
 from immiscible_policy.evaluation.report_media import Media
 from immiscible_policy.evaluation.statistics import RULES
@@ -148,7 +149,7 @@ def _extremes(episodes: Sequence[dict[str, Any]]) -> list[tuple[str, Sequence[di
 
 def _watch_command(run: RunRecord) -> str:
     settings = mapping(part(run.evaluation, "settings"))
-    names = ["num_inference_steps", "noise_seed", "mixed_precision"]
+    names = ["num_inference_steps", "noise_seed", "mixed_precision", "sampler"]
     if settings.get("inference_coupling", "none") != "none":
         names += ["inference_coupling", "first_chunk", "selection", "known_only"]
     names += ["noise_scale"] if settings.get("noise_scale", 1.0) != 1 else []
@@ -202,7 +203,8 @@ def _evaluation_text(run: RunRecord, settings: dict[str, Any]) -> str:
     text = (
         f"{settings.get('n_episodes')} episodes from initial state {settings.get('seed_start')}, "
         f"{settings.get('sampler')} with {settings.get('num_inference_steps')} steps, "
-        f"legacy={part(settings, 'task', 'legacy')}, {settings.get('mixed_precision')}, "
+        f"legacy={part(settings, 'task', 'legacy')}, "
+        f"{', '.join([str(settings.get('mixed_precision')), *unusual_noise(settings)])}, "
         f"weights: {settings.get('weights')}"
     )
     seconds = [part(run.evaluation, "seconds", name) for name in ("policy", "simulator")]

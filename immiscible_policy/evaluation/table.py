@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.data.sources import demonstrations_text
+from immiscible_policy.evaluation.report_data import (
+    POLICY_SCRIPT,
+    RunRecord,
+    all_runs,
+    arm_labels,
+    read_run,
+    unusual_noise,
+)
 from immiscible_policy.evaluation.statistics import (
     RULES,
     Interval,
@@ -18,29 +26,54 @@ from immiscible_policy.evaluation.statistics import (
     hierarchical_bootstrap_mean,
 )
 from immiscible_policy.evaluation.variance_components import paired_difference_t
-from immiscible_policy.training.metrics import read_metrics
+from immiscible_policy.run_setup import made_by
 
 _KEPT = ("coupling", "seed", "demonstrations", "command", "versions", "training_seconds", "curve")
 MEASURES = ("max_reward", "max_coverage", "final_coverage", "success")
 
 
 def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Final evaluations of finished runs; a folder may be a run or hold runs (a sweep).
+    """Final evaluations of finished policy runs; a folder may be a run or hold runs (a sweep).
+
+    Warns of every run that it leaves out: those of other scripts, and those without a finished evaluation.
 
     Raises:
-        ValueError: a folder without any finished run.
+        ValueError: a folder without any finished run of a policy.
     """
-    runs = []
+    runs: list[dict[str, Any]] = []
     for folder in folders:
-        summaries = sorted(folder.glob("**/summary.json"))
-        if not summaries:
-            raise ValueError(f"{folder}: no summary.json in or below it, so no finished run")
-        for path in summaries:
-            summary = json.loads(path.read_text())
-            evaluation = json.loads((path.parent / "media" / "eval.json").read_text())
-            curve = _curve(read_metrics(path.parent / "metrics.jsonl"))
-            runs.append({**summary, "episodes": evaluation["episodes"], "curve": curve, "folder": str(path.parent)})
+        found, left_out = [], []
+        for path in all_runs(folder):
+            try:
+                if (script := made_by(path)) not in (None, POLICY_SCRIPT):
+                    raise ValueError(f"a run of scripts/{script}.py")
+                found.append(table_run(read_run(path)))
+            except ValueError as error:
+                left_out.append(f"{path}: {error}")
+        if not found:
+            told = f": {'; '.join(left_out)}" if left_out else " (no summary.json)"
+            raise ValueError(f"{folder}: no finished run of {POLICY_SCRIPT}.py in or below it{told}")
+        for text in left_out:
+            warnings.warn(f"left out {text}", stacklevel=2)
+        runs += found
     return runs
+
+
+def table_run(run: RunRecord) -> dict[str, Any]:
+    """A run as the table takes it: its summary, with ``episodes``, ``curve``, ``config`` and ``folder``.
+
+    Raises:
+        ValueError: its final evaluation is missing or damaged.
+    """
+    summary, evaluation = run.summary, run.evaluation
+    if summary is None or evaluation is None:
+        name = "summary.json" if summary is None else "media/eval.json"
+        damage = [problem for problem in run.problems if problem.startswith(name)]
+        raise ValueError(damage[0] if damage else f"no {name}, so its final evaluation has not finished")
+    if "episodes" not in evaluation:
+        raise ValueError("media/eval.json has no episodes")
+    added = {"demonstrations": run.demonstrations, "config": run.config, "folder": str(run.folder)}
+    return {**summary, "episodes": evaluation["episodes"], "curve": _curve(run.metrics), **added}
 
 
 def _curve(lines: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -58,16 +91,12 @@ def _rollout_scores(line: dict[str, Any]) -> dict[str, float]:
 
 
 def arm_names(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What each run is pooled under: its coupling, and its demonstrations where the runs have different ones."""
-    sets = [_demonstrations(run) for run in runs]
-    if len(set(sets)) == 1:
-        return [run["coupling"] for run in runs]
-    return [f"{run['coupling']}, {demonstrations}" for run, demonstrations in zip(runs, sets, strict=True)]
-
-
-def _demonstrations(run: dict[str, Any]) -> str:
-    source = run.get("demonstrations")
-    return "demonstrations unknown" if source is None else demonstrations_text(source)
+    """What each run is pooled under: its coupling, and whatever else in its training sets the runs apart."""
+    records = [
+        RunRecord(Path(run["folder"]), run.get("config", {}), summary=run, demonstrations=run.get("demonstrations"))
+        for run in runs
+    ]
+    return arm_labels(records)
 
 
 def _differing(values: list[Any]) -> list[str]:
@@ -83,10 +112,11 @@ def _differing(values: list[Any]) -> list[str]:
 def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent()") -> dict[str, Any]:
     """Means with 95% intervals for every coupling, and its paired difference from the baseline coupling.
 
-    Runs may be compared only under the same evaluation settings and training steps, which is checked. Runs on different
-    demonstrations stand in rows of their own; differences are between couplings on the same demonstrations. Intervals
-    resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one training seed, episodes only. Of
-    successes that is Wilson's interval, also over several seeds where all or no episodes succeeded.
+    Runs may be compared only under the same evaluation settings and training steps, which is checked. Runs that differ
+    in demonstrations or training settings stand in rows of their own, named by what differs; differences are between
+    couplings with the same. Intervals resample training seeds and episodes (``hierarchical_bootstrap_mean``); with one
+    training seed, episodes only. Of successes that is Wilson's interval, also over several seeds where all or no
+    episodes succeeded.
     Differences use the training seeds that both arms have, and t quantiles (``paired_difference_t``).
     """
     for key in ("evaluation_settings", "steps", "parameters"):
@@ -129,11 +159,14 @@ def coverage_table(runs: Sequence[dict[str, Any]], baseline: str = "Independent(
 def markdown(table: dict[str, Any]) -> str:
     """The table as Markdown, percentages with 95% intervals, under a line that states the settings."""
     settings = table["evaluation_settings"]
+    told = [f"legacy={settings['task']['legacy']}"]
+    told += [settings["mixed_precision"]] if "mixed_precision" in settings else []
+    told += unusual_noise(settings)
     lines = [
         f"{table['parameters'] / 1e6:.1f}M parameters, {table['steps']:,} steps; {settings['n_episodes']} episodes a "
         f"training seed from initial state {settings['seed_start']}, {settings['sampler']} "
-        f"{settings['num_inference_steps']} steps, legacy={settings['task']['legacy']}; mean [95% interval, with one "
-        "training seed over episodes only].",
+        f"{settings['num_inference_steps']} steps, {', '.join(told)}; mean [95% interval, with one training seed over "
+        "episodes only].",
         "",
         "| coupling | training seeds | max coverage | max reward (published score) | success | max coverage by seed "
         "| difference in max coverage |",
@@ -161,16 +194,18 @@ def _rule_lines(table: dict[str, Any]) -> list[str]:
     lines = [
         "Max reward over each run's own rollouts while training, mean of the training seeds (each seed): "
         + "; ".join(f'"{label}" is the {RULES[rule]}' for rule, label in rules).replace(" k ", " 10 ")
-        + ".",
+        + ". Of fewer than 10 points all are taken.",
         "",
-        f"| coupling | {' | '.join(label for _, label in rules)} |",
-        "|---|---|---|---|",
+        f"| coupling | {' | '.join(label for _, label in rules)} | rollout points |",
+        "|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         cells = []
         for rule, _ in rules:
             values = [100 * rollouts["max_reward"][rule]["value"] for rollouts in row["rollouts"].values()]
             cells.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+        points = [str(rollouts["max_reward"]["max_score"]["n_points"]) for rollouts in row["rollouts"].values()]
+        cells.append(points[0] if len(set(points)) == 1 else ", ".join(points))
         lines.append(f"| `{row['coupling']}` | {' | '.join(cells)} |")
     return lines
 

@@ -161,6 +161,7 @@ def test_commands_are_those_of_this_run(make_run, tmp_path: Path) -> None:
     text = " ".join(page(folder).text.split())
     assert shlex.quote("resume=a run") in text
     assert f"{shlex.quote('checkpoint=a run')} n_episodes=1 n_videos=1 num_inference_steps=20 noise_seed=3" in text
+    assert "noise_seed=3 mixed_precision=bf16 sampler=ddim" in text
 
 
 def test_a_report_runs_no_code_that_a_configuration_names(make_run, tmp_path: Path) -> None:
@@ -502,3 +503,49 @@ def test_the_mean_of_one_curve_and_of_disjoint_ones() -> None:
     assert len(report_figures.mean_curve([curve, (np.array([3]), np.array([0.5]))])[0]) == 0
     assert report_figures.arm_curves({"a": [curve, (np.array([3]), np.array([0.5]))]}) is not None
     assert report_figures.arm_curves({"a": [(steps[:0], mean[:0])]}) is None
+
+
+def _evaluated_with(run: Path, **changes: Any) -> None:
+    """Change the settings of a run's final evaluation."""
+    for name, key in (("summary.json", "evaluation_settings"), ("media/eval.json", "settings")):
+        content = json.loads((run / name).read_text())
+        content[key] |= changes
+        (run / name).write_text(json.dumps(content))
+
+
+def test_evaluations_that_differ_are_not_pooled(make_run, tmp_path: Path) -> None:
+    chosen = {"inference_coupling": "warm", "noise_scale": 0.8}
+    for seed in (0, 1):
+        make_run(tmp_path / f"usual_{seed}", "Independent()", seed)
+        _evaluated_with(make_run(tmp_path / f"warm_{seed}", "Independent()", seed), **chosen)
+    make_run(tmp_path / "begun", seed=2, finished=False)
+    found = page(tmp_path)
+    told = "evaluation.inference_coupling=warm, evaluation.noise_scale=0.8"
+    assert re.findall(r"<h3>(.*?)</h3>", found.html) == [told]
+    text = " ".join(found.text.split())
+    assert "legacy=True, bf16, noise_seed=3; mean" in text
+    assert "legacy=True, bf16, inference_coupling=warm, noise_scale=0.8, noise_seed=3; mean" in text
+    labels = [chart.get("aria-label") for chart in found.charts()]
+    assert labels == [
+        "coverage while training, by arm",
+        "max coverage, Independent()",
+        f"max coverage, Independent(), {told}",
+    ]
+    # What was trained is the same.
+    assert re.findall(r"</i> (.*?) <span", found.html) == ["Independent()", "KNN(k=2)"]
+    assert text.count("max coverage of 40 episodes") == 2
+    assert f"warm_0 Independent(), {told} 0 60 finished" in text
+    of_one = " ".join(page(tmp_path / "warm_0").text.split())
+    assert "legacy=True, bf16, inference_coupling=warm, noise_scale=0.8, noise_seed=3, weights" in of_one
+
+
+def test_settings_of_the_trainer_are_named_once_however_they_were_given(make_run, tmp_path: Path) -> None:
+    make_run(tmp_path / "usual", **{"batch_size": 64, "trainer.batch_size": "${batch_size}"})
+    make_run(tmp_path / "above", **{"batch_size": 32, "trainer.batch_size": "${batch_size}"})
+    make_run(tmp_path / "below", **{"batch_size": 64, "trainer.batch_size": 16})
+    runs = [report_data.read_run(tmp_path / name) for name in ("usual", "above", "below")]
+    assert report_data.context_labels(runs) == [
+        "batch_size=64",
+        "batch_size=32",
+        "batch_size=64, trainer.batch_size=16",
+    ]

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from kept_figures import kept_figures
 
 from immiscible_policy.evaluation.figure import coverage_curves
@@ -99,6 +101,20 @@ def test_checkpoint_rules_stand_beside_their_meaning() -> None:
     assert "| `Independent()` | 55.0 (50.0, 60.0) | 65.0 (60.0, 70.0) | 75.0 (70.0, 80.0) |" in text
 
 
+def test_the_number_of_rollout_points_stands_beside_the_rules() -> None:
+    def rollouts(n_points: int) -> dict[str, Any]:
+        rules = ("last_k_mean", "k_min_train_loss_mean", "max_score")
+        return {"max_reward": {rule: {"value": 0.5, "n_points": n_points} for rule in rules}}
+
+    runs = [run("Independent()", seed, rollouts=rollouts(3)) for seed in (0, 1)]
+    runs += [run("KNN(k=2)", seed, rollouts=rollouts(12 - seed)) for seed in (0, 1)]
+    text = markdown(coverage_table(runs))
+    assert "Of fewer than 10 points all are taken." in text
+    assert "| coupling | last 10 | 10 lowest losses | max | rollout points |\n|---|---|---|---|---|\n" in text
+    assert text.count("50.0 (50.0, 50.0) | 3 |") == 1
+    assert text.count("50.0 (50.0, 50.0) | 12, 11 |") == 1
+
+
 def test_the_interval_of_one_training_seed_is_over_its_episodes() -> None:
     table = coverage_table(RUNS[:1])
     values = [episode["max_coverage"] for episode in RUNS[0]["episodes"]]
@@ -144,6 +160,52 @@ def test_runs_on_different_demonstrations_are_not_pooled() -> None:
     assert [row["coupling"] for row in coverage_table(on("human", 206))["rows"]] == ["Independent()", "KNN(k=2)"]
 
 
+def test_runs_of_different_training_settings_are_not_pooled() -> None:
+    def trained(**changes: Any) -> list[dict[str, Any]]:
+        config = {
+            "objective": {"name": "ddpm", "prediction_type": changes.pop("prediction_type", "epsilon")},
+            "policy": {"mask_padding": changes.pop("mask_padding", False)},
+            "dataset": {"path": None, "val_ratio": changes.pop("val_ratio", 0.02), "split_seed": 42},
+            "trainer": {"batch_size": 64, "learning_rate": 1e-3, **changes.pop("trainer", {})},
+            "batch_size": 64,
+            **changes,
+        }
+        return [{**each, "config": {**config, "seed": each["seed"]}} for each in RUNS]
+
+    assert [row["coupling"] for row in coverage_table(trained())["rows"]] == ["Independent()", "KNN(k=2)"]
+    for change, names in (
+        ({"prediction_type": "sample"}, ("ddpm prediction_type=epsilon", "ddpm prediction_type=sample")),
+        ({"val_ratio": 0.1}, ("dataset.val_ratio=0.02", "dataset.val_ratio=0.1")),
+        ({"mask_padding": True}, ("policy.mask_padding=False", "policy.mask_padding=True")),
+        ({"trainer": {"learning_rate": 1e-4}}, ("trainer.learning_rate=0.0001", "trainer.learning_rate=0.001")),
+        # Whichever way it was given.
+        ({"batch_size": 32, "trainer": {"batch_size": 32}}, ("batch_size=32", "batch_size=64")),
+        ({"trainer": {"batch_size": 32}}, ("", "trainer.batch_size=32")),
+    ):
+        table = coverage_table([*trained(), *trained(**change)])
+        expected = [f"{coupling}, {name}" for coupling in ("Independent()", "KNN(k=2)") for name in names]
+        assert [row["coupling"] for row in table["rows"]] == [name.removesuffix(", ") for name in expected]
+        # Differences are between couplings of the same training.
+        for row in table["rows"][2:]:
+            assert row["max_coverage_difference"] == coverage_table(RUNS)["rows"][1]["max_coverage_difference"]
+    # A coupling has none from a baseline of another training.
+    alone = coverage_table([*trained()[:3], *trained(batch_size=32, trainer={"batch_size": 32})[3:]])
+    assert [row["coupling"] for row in alone["rows"]] == ["Independent(), batch_size=64", "KNN(k=2), batch_size=32"]
+    assert "max_coverage_difference" not in alone["rows"][1]
+
+
+def test_the_heading_names_the_noise_and_the_precision() -> None:
+    def heading(**settings: Any) -> str:
+        return markdown(coverage_table([run("Independent()", 0, evaluation_settings={**SETTINGS, **settings})]))
+
+    usual = {"inference_coupling": "none", "selection": None, "noise_scale": 1.0, "noise_seed": 0}
+    assert "ddim 20 steps, legacy=True, bf16; mean" in heading(mixed_precision="bf16", **usual)
+    assert "ddim 20 steps, legacy=True; mean" in heading()
+    chosen = {"inference_coupling": "warm", "selection": "KNN(k=2)", "noise_scale": 0.8, "noise_seed": 7}
+    told = "inference_coupling=warm, selection=KNN(k=2), noise_scale=0.8, noise_seed=7"
+    assert f"legacy=True, fp32, {told}; mean" in heading(mixed_precision="fp32", **chosen)
+
+
 @pytest.mark.parametrize(("n_points", "marker"), [(1, "o"), (2, "")])
 def test_a_curve_of_one_point_shows_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_points: int, marker: str
@@ -176,3 +238,27 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to plot"):
         coverage_curves(RUNS, tmp_path / "none.png")
     assert found["rows"][1]["max_coverage"] == coverage_table(RUNS)["rows"][1]["max_coverage"]
+
+
+def test_runs_without_a_finished_evaluation_are_left_out_and_named(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_run(tmp_path / "a", "Independent()")
+    make_run(tmp_path / "begun", finished=False)
+    (make_run(tmp_path / "lost") / "media" / "eval.json").unlink()
+    (make_run(tmp_path / "cut") / "media" / "eval.json").write_text("{")
+    record = {"hydra": {"job": {"config_name": "train_image"}}}
+    (make_run(tmp_path / "image", finished=False) / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(record))
+    with pytest.warns(UserWarning, match="left out") as told:
+        (found,) = load_runs([tmp_path])
+    assert found["folder"] == str(tmp_path / "a")
+    reasons = {
+        "begun": "no summary.json, so its final evaluation has not finished",
+        "cut": "media/eval.json is damaged: ",
+        "image": "a run of scripts/train_image.py",
+        "lost": "no media/eval.json, so its final evaluation has not finished",
+    }
+    for each, (name, reason) in zip(told, reasons.items(), strict=True):
+        assert str(each.message).startswith(f"left out {tmp_path / name}: {reason}")
+    with pytest.raises(ValueError, match=r"no finished run of train_policy.py in or below it: .*: a run of scripts/"):
+        load_runs([tmp_path / "image"])
