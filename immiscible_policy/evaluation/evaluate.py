@@ -23,7 +23,7 @@ from immiscible_policy.training.precision import resolve_precision
 
 DEFINITIONS = {
     "max_reward": "mean over episodes of the largest coverage / 0.95, clipped to 1 (the published score)",
-    "max_coverage": "mean over episodes of the largest share of the goal's area that the block covered",
+    "max_coverage": "mean over episodes of the largest share of the goal's area that the block covered after a step",
     "final_coverage": "mean over episodes of that share at the episode's last step",
     "success": "share of episodes whose coverage passed 0.95 (Wilson interval)",
     "length": "mean episode length in environment steps",
