@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from composing import composed
+from killing import killed_at_the_first_checkpoint
 from omegaconf import OmegaConf
 
 from immiscible_policy import experiment_cell, policy_data, policy_run
@@ -83,16 +84,7 @@ def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(
     start = build_policy(cfg, data).state_dict()
     assert all(not torch.equal(saved[name], start[name]) for name in saved if name.startswith("encoder.trunk"))
 
-    save, killed = trainer.save_state, list[bool]()
-
-    def save_and_die(folder: Path, state: dict) -> None:
-        save(folder, state)
-        if not killed:
-            killed.append(True)
-            raise OSError("power failure")
-
-    monkeypatch.setattr(trainer, "save_state", save_and_die)
-    with pytest.raises(OSError, match="power failure"):
+    with killed_at_the_first_checkpoint():
         train_policy(cfg, tmp_path / "killed")
     assert not (tmp_path / "killed" / "summary.json").exists()
     resumed = train_policy(cfg, tmp_path / "killed", resume=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from composing import composed
 from hydra.utils import instantiate
+from killing import killed_at_the_first_checkpoint
 from PIL import Image
 
 from image_diffusion import evaluation, image_run
@@ -19,7 +20,6 @@ from image_diffusion.model import PixelModel, load_image_model
 from immiscible_policy.cli import CONFIG_DIR
 from immiscible_policy.coupling import Independent, Mixture
 from immiscible_policy.run_setup import plain_settings, trainer_config
-from immiscible_policy.training import trainer
 from immiscible_policy.training.checkpoint import load_state
 from immiscible_policy.training.metrics import read_metrics
 
@@ -71,25 +71,13 @@ def test_every_method_trains_samples_and_summarises_under_any_coupling(
     assert ("validation/loss_coupled" in last) == (coupling != "none")
 
 
-class _KilledError(Exception):
-    """Stands for whatever ends a process without warning."""
-
-
 @pytest.mark.parametrize("method", ["ddim", "cm"])
-def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
     small = ("objective.schedule=cm", "objective.s0=2", "objective.s1=4") if method == "cm" else ()
     cfg = composed("train_image", f"method={method}", "coupling=knn", "network.dropout=0.1", *TINY, *small)
     train_images(cfg, tmp_path / "whole")
-    save_state = trainer.save_state
-
-    def save_and_die(folder: Path, state: dict) -> None:
-        save_state(folder, state)
-        raise _KilledError
-
-    monkeypatch.setattr(trainer, "save_state", save_and_die)
-    with pytest.raises(_KilledError):
+    with killed_at_the_first_checkpoint():
         train_images(cfg, tmp_path / "broken")
-    monkeypatch.setattr(trainer, "save_state", save_state)
     with pytest.raises(ValueError, match="already holds a run"):
         train_images(cfg, tmp_path / "broken")
     train_images(cfg, tmp_path / "broken", resume=True)
@@ -100,23 +88,15 @@ def test_a_killed_run_ends_with_the_same_weights(method: str, tmp_path: Path, mo
         assert torch.equal(value, weights[1][name]), name
 
 
-def test_a_run_does_not_go_on_with_images_that_have_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_not_go_on_with_images_that_have_grown(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for shade in range(10):
         Image.new("L", (8, 8), 20 * shade).save(pictures / f"{shade}.png")
     data = ("dataset=folder", f"dataset.path={pictures}", "dataset.image_size=8", "dataset.test_split=null")
     cfg = composed("train_image", *data, *TINY)
-    save_state = trainer.save_state
-
-    def save_and_die(folder: Path, state: dict) -> None:
-        save_state(folder, state)
-        raise _KilledError
-
-    monkeypatch.setattr(trainer, "save_state", save_and_die)
-    with pytest.raises(_KilledError):
+    with killed_at_the_first_checkpoint():
         train_images(cfg, tmp_path / "run")
-    monkeypatch.setattr(trainer, "save_state", save_state)
     record = json.loads((tmp_path / "run" / "images.json").read_text())
     Image.new("L", (8, 8), 255).save(pictures / "more.png")
     with pytest.raises(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from composing import composed
-from omegaconf import DictConfig
+from killing import killed_at_the_first_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,7 +19,6 @@ from image_diffusion.model import load_image_model
 from image_diffusion.painting import build_mask, paint
 from image_diffusion.sampling import save_samples
 from immiscible_policy.diffusion import FlowMatching
-from immiscible_policy.training import trainer
 from immiscible_policy.training.metrics import read_metrics
 
 TINY = (
@@ -89,23 +88,6 @@ def test_a_run_trains_samples_measures_and_paints(
     assert torch.equal(painted[:, :, ~mask], pictures[:, :, ~mask])
 
 
-class _KilledError(Exception):
-    """Stands for whatever ends a process without warning."""
-
-
-def killed_at_the_first_checkpoint(cfg: DictConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_state = trainer.save_state
-
-    def save_and_die(target: Path, state: dict) -> None:
-        save_state(target, state)
-        raise _KilledError
-
-    monkeypatch.setattr(trainer, "save_state", save_and_die)
-    with pytest.raises(_KilledError):
-        train_images(cfg, folder)
-    monkeypatch.setattr(trainer, "save_state", save_state)
-
-
 def same_weights(*runs: Path) -> bool:
     name = Path("checkpoints") / "step=0000004" / "unet" / "diffusion_pytorch_model.safetensors"
     first, second = (load_file(run / name) for run in runs)
@@ -113,24 +95,22 @@ def same_weights(*runs: Path) -> bool:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_killed_run_ends_with_the_same_weights(
-    cached: bool, make_vae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_weights(cached: bool, make_vae: Callable[..., Path], tmp_path: Path) -> None:
     settings = (f"model.vae={make_vae()}", f"model.cache_latents={cached}", "network.dropout=0.1", "dataset.flip=true")
     cfg = composed("train_image", "method=sd", "coupling=knn", *TINY, *DIGITS, *settings)
     train_images(cfg, tmp_path / "whole")
-    killed_at_the_first_checkpoint(cfg, tmp_path / "broken", monkeypatch)
+    with killed_at_the_first_checkpoint():
+        train_images(cfg, tmp_path / "broken")
     train_images(cfg, tmp_path / "broken", resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "broken")
     trained = load_image_model(tmp_path / "whole" / "checkpoints" / "step=0000004")
     assert trained.network.unet.conv_out.weight.any()  # where it began at zero
 
 
-def test_a_run_does_not_go_on_with_another_autoencoder(
-    make_vae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_does_not_go_on_with_another_autoencoder(make_vae: Callable[..., Path], tmp_path: Path) -> None:
     cfg = composed("train_image", "method=sd", *TINY, *DIGITS, f"model.vae={make_vae()}")
-    killed_at_the_first_checkpoint(cfg, tmp_path / "run", monkeypatch)
+    with killed_at_the_first_checkpoint():
+        train_images(cfg, tmp_path / "run")
     make_vae(scaling_factor=0.7, layers_per_block=2)
     with pytest.raises(ValueError, match="another autoencoder"):
         train_images(cfg, tmp_path / "run", resume=True)
@@ -143,7 +123,6 @@ def test_captions_train_a_model_of_prompts(
     captioned: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cfg = composed(
         "train_image",
@@ -166,7 +145,8 @@ def test_captions_train_a_model_of_prompts(
     assert torch.equal(by_number, by_text)
     kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
     assert kind == ("StableDiffusionPipeline" if encoder == "clip" else ["pipeline", "LatentDiffusionPipeline"])
-    killed_at_the_first_checkpoint(cfg, tmp_path / "broken", monkeypatch)
+    with killed_at_the_first_checkpoint():
+        train_images(cfg, tmp_path / "broken")
     train_images(cfg, tmp_path / "broken", resume=True)
     assert same_weights(tmp_path / "run", tmp_path / "broken")
 

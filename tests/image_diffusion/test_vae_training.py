@@ -7,12 +7,12 @@ import pytest
 import torch
 from composing import composed
 from diffusers import AutoencoderKL
+from killing import killed_at_the_first_checkpoint
 from PIL import Image
 
 from image_diffusion.autoencoder import load_autoencoder
 from image_diffusion.data import ImageSource, load_images
 from image_diffusion.vae_training import VaeTraining, psnr, train_vae
-from immiscible_policy.training import trainer
 
 SETTINGS = {"block_out_channels": [8, 8], "latent_channels": 2, "norm_num_groups": 4, "mid_block_add_attention": False}
 TINY = (
@@ -88,23 +88,11 @@ def test_training_makes_reconstructions_better(tmp_path: Path) -> None:
     assert psnr(images, model.reconstruct(images)) > before + 3
 
 
-class _KilledError(Exception):
-    """Stands for whatever ends a process without warning."""
-
-
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     cfg = composed("train_vae", *TINY)
     train_vae(cfg, tmp_path / "whole")
-    save_state = trainer.save_state
-
-    def save_and_die(folder: Path, state: dict) -> None:
-        save_state(folder, state)
-        raise _KilledError
-
-    monkeypatch.setattr(trainer, "save_state", save_and_die)
-    with pytest.raises(_KilledError):
+    with killed_at_the_first_checkpoint():
         train_vae(cfg, tmp_path / "broken")
-    monkeypatch.setattr(trainer, "save_state", save_state)
     record = tmp_path / "broken" / "images.json"
     began_with = record.read_text()
     record.write_text(json.dumps({**json.loads(began_with), "n": 39}))

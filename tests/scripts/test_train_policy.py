@@ -182,7 +182,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run_script, store
         (["task.max_steps=0"], "max_episode_steps is 0"),
         (["task.env_id=Elsewhere-v0"], "Elsewhere"),
         (["dataset.split_seed=-1"], "dataset.split_seed=-1: must be an integer of at least 0 and below 2^32"),
-        (["evaluation.seed_start=4294967294"], "seed_start + n_episodes - 1=4294967296: must be an integer of at least 0"),
+        (
+            ["evaluation.seed_start=4294967294"],
+            "seed_start + n_episodes - 1=4294967296: must be an integer of at least 0",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(
