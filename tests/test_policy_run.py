@@ -67,9 +67,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_policy(run_dir / "checkpoints" / "step=0000004").state_dict()
 
 
-def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_is_trained_on_pictures_rolled_out_and_resumed_exactly(store: Path, tmp_path: Path) -> None:
     cfg = composed("train_policy", *TINY, f"dataset.path={store}")
     summary = train_policy(cfg, tmp_path / "whole")
     assert summary["final"]["max_coverage"]["n"] == 2
