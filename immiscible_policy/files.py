@@ -97,8 +97,8 @@ def alone(path: Path, other: str = "another process that writes") -> Iterator[No
 def locked(folder: Path, name: str = "lock") -> Iterator[int | None]:
     """Hold a folder's lock, a file descriptor; None where another process holds it. The folder is made.
 
-    The system undoes it when the process, and those that have inherited the descriptor, end in whatever way. Where it has
-    no such locks, on Windows, nobody is kept out.
+    The system undoes it when the process, and those that have inherited the descriptor, end in whatever way. Windows
+    has no such locks: there nobody is kept out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
