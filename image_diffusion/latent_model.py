@@ -49,7 +49,6 @@ class LatentModel(ImageModel):
     """
 
     frozen_hash: Tensor
-
     _class_prompts: Tensor
 
     def __init__(

@@ -1,7 +1,7 @@
 """Checks of settings that several modules make."""
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -27,3 +27,25 @@ def check_seed(value: Any, name: str = "seed") -> None:
     """Raise a ValueError, which names it, unless a value is a seed that every library takes."""
     if not is_integer(value, 0) or value >= 2**32:
         raise ValueError(f"{name}={value!r}: must be an integer of at least 0 and below 2^32")
+
+
+def check_unchanged(what: str, began_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse other data than a run began with: what came of both would be of neither.
+
+    Args:
+        what: the data, in the plural, such as "the images at <folder>".
+        began_with: as the run recorded them; what it lacks is not compared. now: the entries to compare.
+
+    Raises:
+        ValueError: names the entries that differ.
+    """
+    changed = [
+        f"{name}={value} (began with {began_with[name]})"
+        for name, value in now.items()
+        if name in began_with and began_with[name] != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{what} are no longer those that the run began with: {', '.join(changed)}; restore them, or start a new "
+            "run"
+        )

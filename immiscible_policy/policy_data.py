@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from envs.pusht.pixels import PixelObserver
-from immiscible_policy.checks import check_seed
+from immiscible_policy.checks import check_seed, check_unchanged
 from immiscible_policy.data.replay import STEP_SHAPES, ReplayData
 from immiscible_policy.data.sources import (
     DemonstratorSet,
@@ -108,24 +108,11 @@ def load_data(cfg: DictConfig, began_with: Mapping[str, Any] | None = None) -> P
         "max_train_episodes": dataset.max_train_episodes,
     }
     if began_with is not None:
-        _check_unchanged(began_with, source)
+        what, digest = f"the demonstrations at {folder}", {"sha256": source["sha256"]}
+        # What they hold says the least, and only where nothing else differs.
+        check_unchanged(what, began_with, {k: v for k, v in source.items() if k not in ("path", *digest)})
+        check_unchanged(what, began_with, digest)
     return PolicyData(windows(train), windows(validation) if validation.any() else None, observation, action, source)
-
-
-def _check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
-    """Refuse other data than a run began with: what came of both would be of neither."""
-    changed = {
-        name: f"{name}={value} (began with {began_with[name]})"
-        for name, value in source.items()
-        if name != "path" and began_with.get(name, value) != value
-    }
-    if len(changed) > 1:  # which says more than that they hold something else
-        changed.pop("sha256", None)
-    if changed:
-        raise ValueError(
-            f"the demonstrations at {source['path']} are no longer those that the run began with: "
-            f"{', '.join(changed.values())}; restore them, or start a new run"
-        )
 
 
 def _check_encoder(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from immiscible_policy.files import locked, write_text
-from immiscible_policy.run_setup import holds_run, is_main_process
+from immiscible_policy.run_setup import holds_run, is_main_process, refuse_run
 
 LOCK = ".lock"
 
@@ -40,9 +40,8 @@ def training_folder(cfg: DictConfig) -> Iterator[Path]:
             yield named
         return
     with _unused(named, holds_run) as folder:
-        if folder is None and holds_run(named):
-            raise ValueError(f"{named} already holds a run: continue it with resume={named}, or choose another")
         if folder is None:
+            refuse_run(named)
             raise ValueError(f"{named}: another process trains there; choose another folder, or wait for it")
         _write_records(cfg, folder)
         yield folder

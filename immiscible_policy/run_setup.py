@@ -47,6 +47,12 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("*"))
 
 
+def refuse_run(run_dir: Path) -> None:
+    """Raise a ValueError if a folder holds a run."""
+    if holds_run(run_dir):
+        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+
+
 def trainer_config(cfg: DictConfig, n_data: int) -> TrainerConfig:
     """``cfg.trainer`` with ``cfg.epochs``, where given, turned into steps, and a warm-up no longer than the run."""
     options = plain_settings(cfg.trainer)
@@ -67,8 +73,8 @@ def begin_run(cfg: DictConfig, run_dir: Path, resume: bool) -> None:
         ValueError: the folder holds a run that is not to be resumed, there is no such device, or a setting of the
             training is out of range.
     """
-    if not resume and holds_run(run_dir):
-        raise ValueError(f"{run_dir} already holds a run: continue it with resume={run_dir}, or choose another")
+    if not resume:
+        refuse_run(run_dir)
     # Before any data are loaded, or made.
     set_threads(cfg.num_threads)
     check_seed(cfg.seed)

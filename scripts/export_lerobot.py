@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.pusht.geometry import GOAL_POSE, Pose
-from envs.pusht.task import checked_row
+from envs.pusht.task import checked_goal
 from immiscible_policy.cli import interruptible, report_failure
 from immiscible_policy.data.lerobot import is_lerobot, load_lerobot
-from immiscible_policy.data.lerobot_export import GOAL_RANGE, TASK, export_lerobot
+from immiscible_policy.data.lerobot_export import TASK, export_lerobot
 from immiscible_policy.data.replay import load_replay
 from immiscible_policy.data.sources import goal_of, training_command
 
@@ -54,10 +54,9 @@ def _pose(text: str) -> Pose:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: must be three numbers, as in 356,356,0.785") from None
     try:
-        x, y, angle = checked_row("goal", numbers, 3, GOAL_RANGE, positions=2)
+        return checked_goal(numbers, "goal")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return x, y, angle
 
 
 def training_with_lerobot(output: Path, goal: Pose) -> str:

@@ -53,8 +53,7 @@ class Task:
             raise ValueError(f"success_threshold is {self.success_threshold!r}; allowed: a number in (0, 1]")
         if not isinstance(self.legacy, bool | np.bool_):
             raise ValueError(f"legacy is {self.legacy!r}; allowed: True, False")
-        goal = checked_row("goal_pose", self.goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
-        object.__setattr__(self, "goal_pose", tuple(goal))
+        object.__setattr__(self, "goal_pose", checked_goal(self.goal_pose))
         object.__setattr__(self, "legacy", bool(self.legacy))
         object.__setattr__(self, "success_threshold", float(self.success_threshold))
         for kind in ("observation", "visualization"):
@@ -137,6 +136,12 @@ def checked_row(name: str, values: ArrayLike, count: int, allowed: str, position
     if (row[:positions] < 0).any() or (row[:positions] > WINDOW_SIZE).any():
         raise ValueError(f"{name} is {row.tolist()}; allowed: {allowed}")
     return [float(value) for value in row]
+
+
+def checked_goal(goal_pose: ArrayLike, name: str = "goal_pose") -> geometry.Pose:
+    """A goal that lies in the window, as floats."""
+    x, y, angle = checked_row(name, goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
+    return x, y, angle
 
 
 def checked_options(options: dict[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:

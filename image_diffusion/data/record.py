@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image_diffusion.data.source import ImageDataError
+from immiscible_policy import checks
 
 RUN_RECORD = "images.json"
 # The hash of all pixels is None where they are not in memory; that of the content sees some, and labels and captions.
@@ -26,7 +27,7 @@ def recorded_images(run_dir: Path) -> dict[str, Any] | None:
 
 
 def check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) -> None:
-    """Refuse other images than a run began with: what came of both would be of neither.
+    """``checks.check_unchanged`` for images.
 
     Args:
         began_with: see ``recorded_images``; what an older record lacks is not compared.
@@ -35,14 +36,9 @@ def check_unchanged(began_with: Mapping[str, Any], source: Mapping[str, Any]) ->
     Raises:
         ImageDataError: they are others; says in what.
     """
-    changed = [
-        f"{name}={source[name]} (began with {began_with[name]})"
-        for name in _COMPARED
-        if None not in (source[name], began_with.get(name)) and began_with[name] != source[name]
-    ]
-    if changed:
-        where = source.get("path") or source.get("id") or source["name"]
-        raise ImageDataError(
-            f"the images at {where} are no longer those that the run began with: {', '.join(changed)}; restore them, "
-            "or start a new run"
-        )
+    where = source.get("path") or source.get("id") or source["name"]
+    known = [name for name in _COMPARED if None not in (source[name], began_with.get(name))]
+    try:
+        checks.check_unchanged(f"the images at {where}", began_with, {name: source[name] for name in known})
+    except ValueError as error:
+        raise ImageDataError(str(error)) from None

@@ -22,7 +22,7 @@ from envs.pusht.geometry import GOAL_POSE, Pose
 from envs.pusht.keypoints import BLOCK_KEYPOINTS
 from envs.pusht.physics import World
 from envs.pusht.pixels import PixelObserver
-from envs.pusht.task import checked_row, initial_state, wrapped
+from envs.pusht.task import checked_goal, initial_state, wrapped
 from envs.pusht.vertices import points_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.replay import DataError, load_replay
@@ -69,14 +69,14 @@ def generate_demonstrations(
     for name, (value, bound) in least.items():
         if not is_integer(value, bound):
             raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {bound}")
-    x, y, angle = checked_row("goal_pose", goal_pose, 3, "x and y in [0, 512] and an angle in radians", positions=2)
+    goal_pose = checked_goal(goal_pose)
     path = Path(path).expanduser()
     images = images or (path.exists() and read_attributes(path).get("images") is True)
-    attributes = _attributes(seed, images, (x, y, angle))
+    attributes = _attributes(seed, images, goal_pose)
     # Without a writer: another process may be extending what is long enough here.
     if _episodes_there(path, attributes) < n_episodes:
         with alone(path, "another process that makes demonstrations"):
-            _extend(path, attributes, n_episodes, _Attempts(seed, (x, y, angle), processes), progress)
+            _extend(path, attributes, n_episodes, _Attempts(seed, goal_pose, processes), progress)
     return path
 
 

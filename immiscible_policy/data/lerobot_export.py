@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.pusht.geometry import CONTROL_HZ, GOAL_POSE, SUCCESS_COVERAGE, Pose, coverage_batch
-from envs.pusht.task import checked_row
+from envs.pusht.task import checked_goal
 from envs.pusht.vertices import BLOCK_VERTICES, vertices_in_world
 from immiscible_policy.checks import is_integer
 from immiscible_policy.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, is_lerobot
@@ -34,7 +34,6 @@ from immiscible_policy.files import alone, replace_folder
 TASK = "Push the T-shaped block onto the T-shaped target."  # the wording of the published data sets
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
 FILES_PER_CHUNK = 1000
-GOAL_RANGE = "x and y in [0, 512] and an angle in radians"
 
 _FILE_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VERTEX_NAMES = [f"vertex_{index}_{axis}" for index in range(len(BLOCK_VERTICES)) for axis in "xy"]
@@ -96,12 +95,12 @@ def export_lerobot(
         raise DataError(f"array {missing[0]!r} was not loaded from {replay.source}; loaded: {sorted(replay.arrays)}")
     if not is_integer(file_size_mb, 1):
         raise ValueError(f"file_size_mb is {file_size_mb!r}; allowed: an integer of at least 1")
-    x, y, angle = checked_row("goal_pose", goal_pose, 3, GOAL_RANGE, positions=2)
+    goal_pose = checked_goal(goal_pose)
     undo_replacing(output)
     _refuse_existing(output, force)
-    columns = _step_columns(replay, (x, y, angle))
+    columns = _step_columns(replay, goal_pose)
     with alone(output), staged(output) as folder:
-        _write(folder, columns, replay.episode_ends, task, file_size_mb, (x, y, angle))
+        _write(folder, columns, replay.episode_ends, task, file_size_mb, goal_pose)
         replace_folder(folder, output)
     return output
 

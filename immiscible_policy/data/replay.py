@@ -86,10 +86,8 @@ class ReplayData:
         It is of the numbers as they were read: the same on every machine, whatever the store's format and chunks.
         """
         digest = hashlib.sha256()
-        for name, values in (
-            ("episode_ends", self.episode_ends),
-            *((name, self.arrays[name]) for name in sorted(names)),
-        ):
+        held = {"episode_ends": self.episode_ends, **{name: self.arrays[name] for name in sorted(names)}}
+        for name, values in held.items():
             digest.update(f"{name}{values.dtype.str}{values.shape}".encode())
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()

@@ -242,10 +242,15 @@ def test_deleting_is_asked_for_twice_and_goes_back_to_that_seed(store: Memory) -
     assert store.n_episodes == 2
 
 
-def test_deleting_is_no_longer_confirmed_after_three_seconds(store: Memory) -> None:
+def with_one_saved(store: Memory) -> Teleoperation:
     session = Teleoperation(store)
     follow(session)
     session.handle(Command.SAVE)
+    return session
+
+
+def test_deleting_is_no_longer_confirmed_after_three_seconds(store: Memory) -> None:
+    session = with_one_saved(store)
     session.handle(Command.DELETE)
     for _ in range(CONFIRMING_STEPS - 1):
         session.step(None)
@@ -259,9 +264,7 @@ def test_deleting_is_no_longer_confirmed_after_three_seconds(store: Memory) -> N
 
 
 def test_deleting_says_what_else_it_drops(store: Memory) -> None:
-    session = Teleoperation(store)
-    follow(session)
-    session.handle(Command.SAVE)
+    session = with_one_saved(store)
     follow(session, 3)
     session.handle(Command.DELETE)
     assert session.message == "press d again to delete episode 1 and drop the 3 steps on the screen"
@@ -270,9 +273,7 @@ def test_deleting_says_what_else_it_drops(store: Memory) -> None:
 
 
 def test_nothing_is_deleted_while_an_episode_waits_to_be_saved(store: Memory) -> None:
-    session = Teleoperation(store)
-    follow(session)
-    session.handle(Command.SAVE)
+    session = with_one_saved(store)
     follow(session, 3)
     store.full = True
     session.handle(Command.DELETE)
@@ -286,9 +287,7 @@ def test_nothing_is_deleted_while_an_episode_waits_to_be_saved(store: Memory) ->
 
 
 def test_a_disk_that_fails_while_deleting_does_not_end_the_session(store: Memory) -> None:
-    session = Teleoperation(store)
-    follow(session)
-    session.handle(Command.SAVE)
+    session = with_one_saved(store)
     follow(session, 3)
     store.full = True
     session.handle(Command.DELETE)
